@@ -1,0 +1,105 @@
+"""Files are written whole or not at all: a temporary file in the same folder, fsync, then rename."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from eckart.errors import OutputError
+
+__all__ = ["dump_json", "new_folder", "write_whole"]
+
+
+@contextlib.contextmanager
+def write_whole(path: Path) -> Iterator[IO[bytes]]:
+    """Give a binary file that becomes `path` when the block ends well and vanishes when it does not.
+
+    OutputError: disk full, no permission, or a folder that is not there.
+    """
+    temporary = ""
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = file.name
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+        temporary = ""
+        _sync_folder(path.parent)
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise cannot_write(path, error) from error
+    finally:
+        if temporary:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Give a folder beside `path` that becomes `path` when the block ends well and vanishes when it does not.
+
+    OutputError: `path` exists already, or cannot be made.
+    """
+    if path.exists() or path.is_symlink():
+        raise OutputError(
+            f"the output {path} exists already; nothing was written",
+            fix="choose another -o, or remove it first",
+            file=str(path),
+            code="E-exists",
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.unfinished-"))
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    try:
+        yield building
+        os.chmod(building, 0o777 & ~_umask())
+        os.rename(building, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise cannot_write(path, error) from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def dump_json(value: Any) -> str:
+    """Return strict JSON with sorted keys; a float that is not finite is a ValueError, since JSON has no word for it."""
+    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def cannot_write(path: Path, error: OSError) -> OutputError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return OutputError(
+        f"{path} cannot be written: {os.strerror(error.errno) if error.errno else error}",
+        why="nothing half-written was left behind",
+        fix="free some space, or choose another -o" if full else "choose another -o",
+        file=str(path),
+        code="E-space" if full else "E-output",
+    )
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
