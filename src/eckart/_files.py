@@ -6,15 +6,15 @@ import contextlib
 import errno
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from eckart.errors import OutputError
 
-__all__ = ["dump_json", "new_folder", "write_whole"]
+__all__ = ["cannot_write", "dump_json", "new_folder", "write_whole"]
 
 
 @contextlib.contextmanager
@@ -23,25 +23,20 @@ def write_whole(path: Path) -> Iterator[IO[bytes]]:
 
     OutputError: disk full, no permission, or a folder that is not there.
     """
-    temporary = ""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
+        with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-        temporary = ""
         _sync_folder(path.parent)
+    except OutputError:
+        raise
     except OSError as error:
-        if isinstance(error, OutputError):
-            raise
         raise cannot_write(path, error) from error
     finally:
-        if temporary:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -57,19 +52,15 @@ def new_folder(path: Path) -> Iterator[Path]:
             file=str(path),
             code="E-exists",
         )
+    building = path.with_name(f".{path.name}.unfinished-{secrets.token_hex(4)}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.unfinished-"))
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    try:
+        building.mkdir(parents=True)
         yield building
-        os.chmod(building, 0o777 & ~_umask())
         os.rename(building, path)
         _sync_folder(path.parent)
+    except OutputError:
+        raise
     except OSError as error:
-        if isinstance(error, OutputError):
-            raise
         raise cannot_write(path, error) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
@@ -81,6 +72,7 @@ def dump_json(value: Any) -> str:
 
 
 def cannot_write(path: Path, error: OSError) -> OutputError:
+    """Return the error to raise when the system refuses to write `path`."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return OutputError(
         f"{path} cannot be written: {os.strerror(error.errno) if error.errno else error}",
@@ -89,12 +81,6 @@ def cannot_write(path: Path, error: OSError) -> OutputError:
         file=str(path),
         code="E-space" if full else "E-output",
     )
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sync_folder(folder: Path) -> None:
