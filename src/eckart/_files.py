@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from eckart.errors import OutputError
 
-__all__ = ["cannot_write", "dump_json", "new_folder", "write_whole"]
+__all__ = ["cannot_write", "dump_json", "new_folder", "refuse_existing", "write_whole"]
 
 
 @contextlib.contextmanager
@@ -45,13 +45,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     OutputError: `path` exists already, or cannot be made.
     """
-    if path.exists() or path.is_symlink():
-        raise OutputError(
-            f"the output {path} exists already; nothing was written",
-            fix="choose another -o, or remove it first",
-            file=str(path),
-            code="E-exists",
-        )
+    refuse_existing(path)
     building = path.with_name(f".{path.name}.unfinished-{secrets.token_hex(4)}")
     try:
         building.mkdir(parents=True)
@@ -64,6 +58,17 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise cannot_write(path, error) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise OutputError E-exists where there is something at `path`: nothing is ever overwritten."""
+    if path.exists() or path.is_symlink():
+        raise OutputError(
+            f"the output {path} exists already; nothing was written",
+            fix="choose another -o, or remove it first",
+            file=str(path),
+            code="E-exists",
+        )
 
 
 def dump_json(value: Any) -> str:

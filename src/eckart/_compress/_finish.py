@@ -1,0 +1,113 @@
+"""From a compressed model in memory to a checked folder: save, reload in a fresh process, compare, measure, describe."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eckart._compress._card import model_card
+from eckart._files import dump_json, new_folder, write_whole
+from eckart.errors import EckartError, NumericalError
+from eckart.models._fresh import PROBED, in_fresh_process
+from eckart.models._save_huggingface import save
+
+if TYPE_CHECKING:
+    from eckart._compress._plan import Plan
+    from eckart.models._huggingface import HuggingFaceModel
+    from eckart.models._model import Progress
+
+__all__ = ["finish"]
+
+GENERATED = 16  # tokens, greedily, that must come out the same after reloading
+PROBE = 64  # tokens of the input that both are given
+LOGIT_TOLERANCE = 1e-4  # of the largest logit's magnitude or of 1, whichever is larger
+
+
+def finish(
+    small: HuggingFaceModel,
+    dense: HuggingFaceModel,
+    out: Path,
+    evaluate: Any,
+    evaluate_tokens: int | Sequence[int],
+    context: int,
+    max_shard_bytes: int,
+    seed: int,
+    progress: Progress,
+) -> None:
+    """Write `small` into the new folder `out`, which appears only if size and reloaded outputs are what they should be.
+
+    Sets small.path, small.input_bytes and, where texts are given, small.measurement. EckartError: saved and predicted
+    bytes differ, or the reloaded model does not answer as the one in memory does, which would be a fault of Eckart's.
+    """
+    with new_folder(out) as folder:
+        progress("saving", 0, 1)
+        plan: Plan = small.plan
+        small.input_bytes = save(small, folder, dtype=plan.dtype, max_shard_bytes=max_shard_bytes)
+        plan.save(folder / "eckart_plan.json")
+        _check_size(small, plan)
+        _check_reloaded(small, folder, progress)
+        if evaluate is not None:
+            small.measurement = _measured(dense, folder, out, evaluate, evaluate_tokens, context, seed, plan, progress)
+            with write_whole(folder / "eckart_measurement.json") as file:
+                file.write(dump_json(small.measurement).encode())
+        with write_whole(folder / "README.md") as file:
+            file.write(model_card(small, dense, plan, small.measurement).encode())
+    small.path, small.name = str(out), out.name
+
+
+def _check_size(small: HuggingFaceModel, plan: Plan) -> None:
+    predicted = plan.bytes_after if small.replaced else plan.bytes_before
+    if small.input_bytes != predicted:
+        raise EckartError(f"the saved weights take {small.input_bytes:,} bytes, not the {predicted:,} predicted")
+    if small.replaced and small.parameters != plan.parameters_after:
+        raise EckartError(f"{small.parameters:,} parameters were saved, not the {plan.parameters_after:,} planned")
+
+
+def _check_reloaded(small: HuggingFaceModel, folder: Path, progress: Progress) -> None:
+    """Compare outputs and greedy generation of the reloaded files with those of the model in memory."""
+    import torch
+
+    progress("checking the saved files", 0, 1)
+    vocabulary = small.module.get_input_embeddings().num_embeddings
+    tokens = torch.randint(0, vocabulary, (min(PROBE, small.context // 2),), generator=torch.Generator().manual_seed(0))
+    again = in_fresh_process(
+        {"work": "probe", "path": str(folder), "tokens": tokens.tolist(), "generate": GENERATED}
+    )
+    here = small.run(tokens[None])[0].double().flatten()[-PROBED:]
+    if not torch.isfinite(here).all():
+        raise NumericalError("the compressed model's outputs are not finite", fix="a larger keep, or --dtype float32")
+    difference = float((here - torch.tensor(again["output"], dtype=torch.float64)).abs().max())
+    if not difference <= LOGIT_TOLERANCE * max(1.0, float(here.abs().max())):
+        raise EckartError(f"reloaded in a fresh process, the outputs differ by {difference:.3g}; nothing was kept")
+    progress("checking the saved files", 1, 1)
+
+
+def _measured(
+    dense: HuggingFaceModel,
+    folder: Path,
+    out: Path,
+    evaluate: Any,
+    evaluate_tokens: int | Sequence[int],
+    context: int,
+    seed: int,
+    plan: Plan,
+    progress: Progress,
+) -> dict[str, Any]:
+    texts = [evaluate] if isinstance(evaluate, (str, os.PathLike)) else list(evaluate)
+    answer: dict[str, Any] = in_fresh_process(
+        {
+            "work": "measure",
+            "models": [dense.path, str(folder)],
+            "labels": ["dense", plan.method],
+            "data": [os.fspath(text) for text in texts],
+            "tokens": evaluate_tokens if isinstance(evaluate_tokens, int) else list(evaluate_tokens),
+            "context": context,
+            "seed": seed,
+            "plan": plan.to_json(),
+        },
+        progress,
+    )
+    answer["models"][1]["path"] = str(out)
+    return answer

@@ -1,0 +1,208 @@
+"""The plan of a compression: which layer becomes what, and what that costs. Data: it prints, saves and can be edited."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from eckart._files import dump_json, write_whole
+from eckart.errors import InputError, UsageError
+from eckart.models._option import Option, dense, pair, read_option
+
+__all__ = ["LayerPlan", "Plan"]
+
+SCHEMA = "eckart.plan/1"
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What one layer becomes. loss_increase: predicted, in the plan's unit; None where it was not worked out.
+
+    relative_error: predicted ‖output change‖ / ‖output‖ in the plan's metric. kept: why it had to stay dense, or "".
+    """
+
+    name: str
+    rows: int
+    columns: int
+    bias: bool
+    option: Option
+    loss_increase: float | None = None
+    relative_error: float | None = None
+    kept: str = ""
+
+    @property
+    def dense(self) -> Option:
+        return dense(self.rows, self.columns, self.bias, self.option.dtype)
+
+    @property
+    def break_even_rank(self) -> float:
+        """The rank at which a factor pair stores as many numbers as the matrix."""
+        return self.rows * self.columns / (self.rows + self.columns)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One option a layer, and the totals that follow from them; parameters and bytes are exact, the loss is predicted.
+
+    keep: the fraction of all parameters that was asked for. unit: of every loss_increase. bytes count the weight files,
+    headers and index included; bytes_before is the dense model saved in the same dtype.
+    """
+
+    model: str
+    method: str
+    keep: float | None
+    dtype: str
+    seed: int
+    unit: str
+    layers: tuple[LayerPlan, ...]
+    parameters_before: int
+    parameters_after: int
+    bytes_before: int
+    bytes_after: int
+
+    @property
+    def options(self) -> dict[str, Option]:
+        """The layers that change, and into what."""
+        return {layer.name: layer.option for layer in self.layers if layer.option.format != "dense"}
+
+    @property
+    def keep_reached(self) -> float:
+        return self.parameters_after / self.parameters_before
+
+    @property
+    def predicted_loss_increase(self) -> float | None:
+        """Sum over the layers; None as soon as one layer's is not known."""
+        parts = [layer.loss_increase for layer in self.layers if layer.option.format != "dense"]
+        return None if any(part is None for part in parts) else sum(part for part in parts if part is not None)
+
+    def with_rank(self, name: str, k: int | None) -> Plan:
+        """Return this plan with one layer at rank k, or dense where k is None; the totals follow, its loss is unknown.
+
+        The bytes are those of the numbers that change; `compress` recomputes the files' exact size.
+        """
+        found = [layer for layer in self.layers if layer.name == name]
+        if not found:
+            raise UsageError(f"the plan has no layer {name!r}", fix=f"for example {self.layers[0].name!r}")
+        (old,) = found
+        option = old.dense if k is None else pair(old.rows, old.columns, old.bias, self.dtype, k)
+        new = replace(old, option=option, loss_increase=None if k else 0.0, relative_error=None if k else 0.0)
+        return replace(
+            self,
+            layers=tuple(new if layer is old else layer for layer in self.layers),
+            parameters_after=self.parameters_after + option.params - old.option.params,
+            bytes_after=self.bytes_after + option.bytes - old.option.bytes,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as JSON values, schema "eckart.plan/1"; only `layers[].option` decides anything on loading."""
+        names = ("model", "method", "keep", "dtype", "seed", "unit", "parameters_before", "parameters_after")
+        return {
+            "schema": SCHEMA,
+            **{name: getattr(self, name) for name in (*names, "bytes_before", "bytes_after")},
+            "keep_reached": self.keep_reached,
+            "predicted_loss_increase": self.predicted_loss_increase,
+            "layers": [_layer_to_json(layer) for layer in self.layers],
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON, whole or not at all."""
+        with write_whole(Path(path)) as file:
+            file.write(dump_json(self.to_json()).encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan, edited by hand or not. InputError: malformed, or newer than this version reads."""
+        try:
+            value = json.loads(Path(path).read_bytes())
+        except OSError as error:
+            raise InputError(f"cannot read the plan {path}: {error.strerror}", file=str(path), code="E-missing") from error
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path} is not JSON: {error}", file=str(path)) from error
+        return cls.from_json(value)
+
+    @classmethod
+    def from_json(cls, value: Any) -> Plan:
+        """Return the plan that `to_json` gave; what follows from ranks and shapes is computed again, not believed."""
+        if not isinstance(value, Mapping) or value.get("schema") != SCHEMA:
+            found = value.get("schema") if isinstance(value, Mapping) else type(value).__name__
+            raise InputError(f"not a plan that this Eckart reads: schema {found!r}, expected {SCHEMA!r}")
+        try:
+            written = tuple(_layer_from_json(layer) for layer in value["layers"])
+            layers = tuple(layer for layer, _ in written)
+            more_params = sum(layer.option.params - old["params"] for layer, old in written)
+            more_bytes = sum(layer.option.bytes - old["bytes"] for layer, old in written)
+            keep = value["keep"]
+            return cls(
+                model=str(value["model"]),
+                method=str(value["method"]),
+                keep=None if keep is None else float(keep),
+                dtype=str(value["dtype"]),
+                seed=int(value["seed"]),
+                unit=str(value["unit"]),
+                layers=layers,
+                parameters_before=int(value["parameters_before"]),
+                parameters_after=int(value["parameters_after"]) + more_params,
+                bytes_before=int(value["bytes_before"]),
+                bytes_after=int(value["bytes_after"]) + more_bytes,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, (InputError, UsageError)):
+                raise
+            raise InputError(f"the plan is malformed: {type(error).__name__} {error}") from error
+
+    def __str__(self) -> str:
+        """The plan as a table: one line a layer, and the totals."""
+        lines = [
+            f"{self.method}, {self.parameters_before:,} -> {self.parameters_after:,} parameters "
+            f"({self.keep_reached:.2%}), {self.bytes_before:,} -> {self.bytes_after:,} bytes in {self.dtype}",
+            f"{'layer':44} {'shape':>13} {'becomes':>10} {'params':>11} {'loss +':>10}",
+        ]
+        for layer in self.layers:
+            becomes = "dense" if layer.option.format == "dense" else f"rank {layer.option.ranks[0]}"
+            loss = "" if layer.loss_increase is None else f"{layer.loss_increase:.2e}"
+            lines.append(
+                f"{layer.name:44} {f'{layer.rows} x {layer.columns}':>13} {becomes:>10} {layer.option.params:>11,} "
+                f"{loss:>10}  {layer.kept}".rstrip()
+            )
+        if self.predicted_loss_increase is not None:
+            lines.append(f"predicted in all: {self.predicted_loss_increase:.3g} {self.unit}")
+        return "\n".join(lines)
+
+
+def _layer_to_json(layer: LayerPlan) -> dict[str, Any]:
+    return {
+        "name": layer.name,
+        "rows": layer.rows,
+        "columns": layer.columns,
+        "bias": layer.bias,
+        "kept": layer.kept,
+        "option": layer.option.to_json(),
+        "planned_ranks": list(layer.option.ranks),
+        "params": layer.option.params,
+        "params_before": layer.dense.params,
+        "bytes": layer.option.bytes,
+        "break_even_rank": layer.break_even_rank,
+        "loss_increase": layer.loss_increase,
+        "relative_error": layer.relative_error,
+    }
+
+
+def _layer_from_json(value: Mapping[str, Any]) -> tuple[LayerPlan, Mapping[str, Any]]:
+    """Return the layer, and what was written of it; an edited rank loses its prediction."""
+    rows, columns, bias = int(value["rows"]), int(value["columns"]), bool(value["bias"])
+    option = read_option(value["option"], rows, columns, bias)
+    edited = list(option.ranks) != value["planned_ranks"]
+    layer = LayerPlan(
+        name=str(value["name"]),
+        rows=rows,
+        columns=columns,
+        bias=bias,
+        option=option,
+        loss_increase=None if edited else value["loss_increase"],
+        relative_error=None if edited else value["relative_error"],
+        kept=str(value["kept"]),
+    )
+    return layer, value

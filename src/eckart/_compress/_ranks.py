@@ -1,0 +1,118 @@
+"""Ranks for every layer within a number of parameters: what is on offer, what is impossible, what is chosen."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from eckart._compress._allocate import Choices, cheapest, least_loss
+from eckart._compress._methods import Method
+from eckart._factorise import Truncation
+from eckart.errors import BudgetError, UsageError
+from eckart.models._model import Layer
+from eckart.models._option import Option
+
+__all__ = ["choose_ranks", "most_useful_rank", "ranks_on_offer", "selected"]
+
+RANK_STEP = 8  # ranks on offer are its multiples; matrix products of other sizes waste part of a vector register
+
+Offers = Mapping[str, Sequence[Option]]
+
+
+def most_useful_rank(layer: Layer) -> int:
+    """Return the largest rank at which a factor pair stores fewer numbers than the matrix."""
+    return max(0, -(-layer.rows * layer.columns // (layer.rows + layer.columns)) - 1)
+
+
+def ranks_on_offer(layer: Layer, method: Method) -> list[int]:
+    """Return 1 and the multiples of 8 (for uniform ranks, all) that save parameters; [] for a layer too small to save."""
+    last = most_useful_rank(layer)
+    step = 1 if method.uniform else RANK_STEP
+    return sorted({k for k in (1, *range(step, last + 1, step)) if k <= last})
+
+
+def selected(layers: Mapping[str, Layer], patterns: str | Sequence[str]) -> dict[str, str]:
+    """Return for every layer why it must stay dense, or "" for those that may change.
+
+    patterns: shell patterns, or regular expressions after "re:", on the layers' names; one that begins with "!"
+    excludes. UsageError where nothing is left to compress, or a pattern matches no layer.
+    """
+    given = [patterns] if isinstance(patterns, str) else list(patterns)
+    hits = {pattern: {name for name in layers if _matches(name, pattern.removeprefix("!"))} for pattern in given}
+    if missed := next((pattern for pattern in given if not hits[pattern]), None):
+        raise UsageError(
+            f"no layer is named like {missed!r}",
+            fix=f"eckart inspect lists the names, for example {next(iter(layers), 'none')!r}",
+        )
+    wanted = [pattern for pattern in given if not pattern.startswith("!")]
+    included = set().union(*(hits[pattern] for pattern in wanted)) if wanted else set(layers)
+    excluded = set().union(*(hits[pattern] for pattern in given if pattern.startswith("!")))
+    reasons = {}
+    for name, layer in layers.items():
+        reasons[name] = layer.kept or ("" if name in included - excluded else "excluded by layers=")
+    if all(reasons.values()):
+        raise UsageError("no layer is left that could be compressed", fix="widen layers=")
+    return reasons
+
+
+def choose_ranks(
+    offers: Offers, cuts: Mapping[str, Truncation], method: Method, fixed: int, total: int, keep: float
+) -> dict[str, Option]:
+    """Return the option of every layer in `offers`, dense first in each, such that `fixed` and they fit keep · total.
+
+    fixed: parameters that no option changes. BudgetError where even rank 1 everywhere is too large.
+    """
+    budget = int(keep * total) - fixed
+    choices = {
+        name: Choices(
+            np.array([option.params for option in options], dtype=np.float64),
+            np.array([_loss(cuts[name], option, method) for option in options]),
+        )
+        for name, options in offers.items()
+    }
+    if cheapest(choices) > budget:
+        least = (cheapest(choices) + fixed) / total
+        raise BudgetError(
+            f"keep = {keep:g} leaves {int(keep * total):,} of {total:,} parameters, but {fixed:,} are in layers that stay "
+            f"dense, and the rest takes at least {cheapest(choices):,.0f}",
+            fix=f"keep >= {np.ceil(least * 1000) / 1000:g}, or let layers= take in more layers",
+        )
+    if method.uniform:
+        return _uniform(offers, budget)
+    chosen = least_loss(choices, budget)
+    return {name: offers[name][i] for name, i in chosen.items()}
+
+
+def _loss(cut: Truncation, option: Option, method: Method) -> float:
+    return float(method.losses(cut)[option.ranks[0]]) if option.ranks else 0.0
+
+
+def _uniform(offers: Offers, budget: int) -> dict[str, Option]:
+    """Return the largest options that keep the same fraction of every layer and fit."""
+    low, high = 0.0, 1.0
+    chosen = {name: min(options, key=lambda option: option.params) for name, options in offers.items()}
+    for _ in range(60):
+        middle = (low + high) / 2
+        trial = {name: _largest(options, middle) for name, options in offers.items()}
+        if sum(option.params for option in trial.values()) > budget:
+            high = middle
+        else:
+            low, chosen = middle, trial
+    return chosen
+
+
+def _largest(options: Sequence[Option], fraction: float) -> Option:
+    fitting = [option for option in options if option.params <= fraction * options[0].params]
+    return max(fitting or [min(options, key=lambda option: option.params)], key=lambda option: option.params)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    if pattern.startswith("re:"):
+        try:
+            return re.search(pattern.removeprefix("re:"), name) is not None
+        except re.error as error:
+            raise UsageError(f"{pattern!r} is not a regular expression: {error}") from error
+    return fnmatch.fnmatchcase(name, pattern)

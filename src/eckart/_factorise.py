@@ -1,0 +1,143 @@
+"""Weighted low-rank factors of one weight: the truncated SVD in the metric of a layer's inputs and output gradients.
+
+With input Gram G = E[x xᵀ] and output-gradient Gram Γ = E[g gᵀ], G = X Xᵀ and Γ = Y Yᵀ, the rank-k matrix that
+minimises ‖Yᵀ(W - W_k)X‖_F is Y⁻ᵀ (U_k S_k V_kᵀ) X⁻¹ for U S Vᵀ = Yᵀ W X. Of the two roots only one is ever inverted:
+Y⁻ᵀ U S Vᵀ X⁻¹ = (W X V) (Vᵀ X⁻¹) = (Y⁻ᵀ U) (Uᵀ Yᵀ W); the smaller side is the cheaper one.
+
+Sources: Eckart & Young 1936; for the one-sided form SVD-LLM (arXiv 2403.07378); for both sides K-FAC (arXiv 1503.05671).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from eckart._svd import svd
+from eckart.errors import RankError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Gram", "Pair", "Truncation", "truncation"]
+
+TOKENS_PER_PRODUCT = 1024  # rows multiplied in float32 before their product is added in float64
+
+
+class Gram:
+    """Σ x xᵀ over the rows x of every matrix that `add` is given, (n, n) in float64, and how many rows there were."""
+
+    def __init__(self, n: int, device: Any = "cpu") -> None:
+        import torch
+
+        self.sum = torch.zeros(n, n, dtype=torch.float64, device=device)
+        self.count = 0
+
+    def add(self, rows: torch.Tensor) -> None:
+        """Add rows, (t, n); multiplied in float32, at most 1024 at a time, and accumulated in float64."""
+        for part in rows.float().split(TOKENS_PER_PRODUCT):
+            self.sum += (part.T @ part).double()
+            self.count += len(part)
+
+    def shrunk(self, amount: float) -> torch.Tensor:
+        """Return the mean of x xᵀ moved by `amount` (0 to 1) towards its mean eigenvalue times I: positive definite.
+
+        Relative to the data's own scale, as in Ledoit & Wolf 2004. A Gram that is zero altogether becomes I.
+        """
+        import torch
+
+        mean = self.sum / max(self.count, 1)
+        level = mean.diagonal().mean()
+        eye = torch.eye(len(mean), dtype=mean.dtype, device=mean.device)
+        return (1 - amount) * mean + amount * level * eye if level > 0 else eye
+
+
+@dataclass(frozen=True)
+class Pair:
+    """W_k = up @ down: up (m, k), down (k, n)."""
+
+    up: torch.Tensor
+    down: torch.Tensor
+
+    @property
+    def rank(self) -> int:
+        return int(self.up.shape[1])
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """Every best approximation of one weight at once: cut at any k up to the rank that was kept.
+
+    s: all singular values of Yᵀ W X, (min(m, n),), descending, float64. up (m, r), down (r, n): factors in float64,
+    component by component of equal norm on both sides, so that half precision neither overflows nor underflows.
+    """
+
+    s: np.ndarray[Any, np.dtype[np.float64]]
+    up: torch.Tensor
+    down: torch.Tensor
+
+    @cached_property
+    def losses(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """‖Yᵀ(W - W_k)X‖_F² for k = 0 … min(m, n), summed from the small end so that the tail keeps its digits."""
+        return np.append(np.cumsum(self.s[::-1] ** 2)[::-1], 0.0)
+
+    def pair(self, k: int) -> Pair:
+        """Return the best factors of rank k, up to the rank that was kept."""
+        if not 0 <= k <= self.up.shape[1]:
+            raise RankError(f"rank {k} asked of a truncation that keeps factors up to rank {self.up.shape[1]}")
+        return Pair(self.up[:, :k], self.down[:k])
+
+    def stored(self) -> Truncation:
+        """Return this truncation with its factors in float32 on the CPU, where they wait until ranks are chosen."""
+        return replace(self, up=self.up.float().cpu(), down=self.down.float().cpu())
+
+
+def truncation(
+    weight: torch.Tensor,
+    *,
+    inputs: torch.Tensor | None = None,
+    outputs: torch.Tensor | None = None,
+    keep_rank: int | None = None,
+) -> Truncation:
+    """Return the SVD of `weight` in the metric of its input Gram and output-gradient Gram.
+
+    weight: (m, n). inputs: (n, n), positive definite, or None for I. outputs: (m, m), likewise. keep_rank: how many
+    components to keep factors for; None keeps min(m, n). At k = min(m, n) the pair is the weight, to rounding.
+    """
+    w = weight.double()
+    x = None if inputs is None else _root(inputs)
+    y = None if outputs is None else _root(outputs)
+    wx = w if x is None else w @ x
+    u, s, vt = svd(wx if y is None else y.T @ wx)
+    u, vt = u[:, :keep_rank], vt[:keep_rank]
+    if w.shape[1] <= w.shape[0]:
+        up, down = wx @ vt.T, vt if x is None else _solve(x, vt, left=False)
+    else:
+        up, down = u if y is None else _solve(y.T, u, left=True), u.T @ (w if y is None else y.T @ w)
+    a, b = up.norm(dim=0), down.norm(dim=1)
+    balance = (b.clamp_min(_TINY) / a.clamp_min(_TINY)).sqrt()
+    return Truncation(s.cpu().numpy(), up * balance, down / balance[:, None])
+
+
+_TINY = 1e-150  # a norm below this is that of a component which is zero to working precision
+
+
+def _root(gram: torch.Tensor) -> torch.Tensor:
+    """Return R with R Rᵀ = gram: lower triangular by Cholesky, or symmetric by eigendecomposition where that fails."""
+    import torch
+
+    lower, failed = torch.linalg.cholesky_ex(gram)
+    if not failed:
+        return lower
+    values, vectors = torch.linalg.eigh(gram)
+    floor = torch.finfo(gram.dtype).eps * len(gram) * values[-1].clamp_min(_TINY)
+    return (vectors * values.clamp_min(floor).sqrt()) @ vectors.T
+
+
+def _solve(root: torch.Tensor, right: torch.Tensor, *, left: bool) -> torch.Tensor:
+    """Return root⁻¹ right (left) or right root⁻¹."""
+    import torch
+
+    return torch.linalg.solve(root, right, left=left)

@@ -1,0 +1,168 @@
+"""Running a transformer one block at a time, so that only one block's activations and gradients exist at once.
+
+The model's own forward pass is used for everything around the blocks: each block is replaced for a moment by a stub
+that notes what else the block is called with (masks, position embeddings) and passes the hidden state on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from eckart.errors import InputError
+
+__all__ = ["BlockRunner", "block_names"]
+
+Loss = Callable[[Any, torch.Tensor], torch.Tensor]
+
+
+def block_names(module: nn.Module) -> list[str]:
+    """Return the names of the repeated blocks: the outermost list of equal modules that holds most parameters, or []."""
+    lists = [
+        (sum(p.numel() for p in child.parameters()), name, len(child))
+        for name, child in module.named_modules()
+        if isinstance(child, nn.ModuleList) and len({type(block) for block in child}) == 1
+    ]
+    _, name, count = max(lists, default=(0, "", 0))
+    return [f"{name}.{i}" for i in range(count)]
+
+
+class BlockRunner:
+    """Holds the hidden states of some batches at every block boundary and runs blocks on them.
+
+    states[i][b]: what block i gets for batch b; states[len(blocks)][b]: what comes out of the last one.
+    InputError where the blocks exchange more than a hidden state, which is found out by running a few tokens both ways.
+    """
+
+    def __init__(self, module: nn.Module, blocks: Sequence[nn.Module], batches: Sequence[torch.Tensor], device: Any):
+        self.module, self.blocks, self.batches, self.device = module, blocks, batches, device
+        self.states: list[list[torch.Tensor]] = [[] for _ in range(len(blocks) + 1)]
+        self.home = next(module.parameters()).device
+        self._calls: list[list[inspect.BoundArguments]] = [[] for _ in blocks]
+        parameters = inspect.signature(module.forward).parameters
+        self._extra = {"use_cache": False} if "use_cache" in parameters else {}
+        self._returns_tuple = False
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """Run what comes before the first block, for every batch."""
+        with self._stubs(record=True):
+            for batch in self.batches:
+                self.module(batch.to(self.home), **self._extra)
+        if self.blocks:
+            self.states[0] = [_hidden(call) for call in self._calls[0]]
+
+    @torch.no_grad()
+    def forward(self, i: int) -> None:
+        """Run block i on every batch: states[i] to states[i + 1]."""
+        with self._moved(self.blocks[i]) as block:
+            self.states[i + 1] = [self._call(block, i, b, state).to(self.home) for b, state in enumerate(self.states[i])]
+
+    def tail(self, loss: Loss) -> list[torch.Tensor]:
+        """Run what comes after the last block and return the gradient of the loss in its output, for every batch."""
+        return [self._tail(b, loss) for b in range(len(self.batches))]
+
+    def backward(self, i: int, gradients: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Run block i again on every batch and return the gradient in its input, given that in its output."""
+        with self._moved(self.blocks[i]) as block, torch.enable_grad():
+            return [self._backward(block, i, b, gradient) for b, gradient in enumerate(gradients)]
+
+    @torch.no_grad()
+    def outputs(self, b: int) -> Any:
+        """Return what the model returns for batch b, computed from the last state."""
+        with self._stubs(last=self.states[-1][b] if self.blocks else None):
+            return self.module(self.batches[b].to(self.home), **self._extra)
+
+    def _tail(self, b: int, loss: Loss) -> torch.Tensor:
+        leaf = self.states[-1][b].detach().requires_grad_()
+        with self._stubs(last=leaf), torch.enable_grad():
+            loss(self.module(self.batches[b].to(self.home), **self._extra), self.batches[b]).backward()
+        assert leaf.grad is not None
+        return leaf.grad
+
+    def _backward(self, block: nn.Module, i: int, b: int, gradient: torch.Tensor) -> torch.Tensor:
+        state = self.states[i][b].to(self.device).detach().requires_grad_()
+        self._call(block, i, b, state).backward(gradient.to(self.device))
+        assert state.grad is not None
+        return state.grad.to(self.home)
+
+    def _call(self, block: nn.Module, i: int, b: int, state: torch.Tensor) -> torch.Tensor:
+        call = self._calls[i][b]
+        first, *others = call.arguments
+        bound = inspect.BoundArguments(call.signature, type(call.arguments)({**call.arguments, first: state}))
+        if self.device != self.home:
+            for name in others:
+                bound.arguments[name] = _to(bound.arguments[name], self.device)
+            bound.arguments[first] = state.to(self.device)
+        out = block(*bound.args, **bound.kwargs)
+        result: torch.Tensor = out[0] if isinstance(out, tuple) else out
+        return result
+
+    @contextlib.contextmanager
+    def _stubs(self, *, record: bool = False, last: torch.Tensor | None = None) -> Iterator[None]:
+        def stub(i: int, original: Callable[..., Any]) -> Callable[..., Any]:
+            signature = inspect.signature(original)
+
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                call = signature.bind(*args, **kwargs)
+                if record:
+                    if not self._calls[0]:
+                        self._returns_tuple = isinstance(original(*args, **kwargs), tuple)
+                    self._calls[i].append(call)
+                hidden = last if last is not None and i == len(self.blocks) - 1 else _hidden(call)
+                return (hidden,) if self._returns_tuple else hidden
+
+            return forward
+
+        for i, block in enumerate(self.blocks):
+            block.forward = stub(i, block.forward)
+        try:
+            yield
+        finally:
+            for block in self.blocks:
+                del block.forward
+
+    @contextlib.contextmanager
+    def _moved(self, block: nn.Module) -> Iterator[nn.Module]:
+        try:
+            yield block.to(self.device)
+        finally:
+            block.to(self.home)
+
+
+@torch.no_grad()
+def check_blocks_stand_alone(module: nn.Module, blocks: Sequence[nn.Module], tokens: torch.Tensor) -> None:
+    """Raise InputError unless running block by block gives what the model gives, on the few `tokens`, (1, t)."""
+    runner = BlockRunner(module, blocks, [tokens], next(module.parameters()).device)
+    runner.start()
+    for i in range(len(blocks)):
+        runner.forward(i)
+    apart, whole = runner.outputs(0)[0], module(tokens, **runner._extra)[0]
+    scale = torch.finfo(whole.dtype).eps * whole.abs().max()
+    if not (apart - whole).abs().max() <= 1e4 * scale:
+        raise InputError(
+            f"{type(module).__name__} cannot be calibrated block by block: its blocks exchange more than a hidden state",
+            why=f"run apart they give outputs that differ by {float((apart - whole).abs().max()):.3g}",
+            fix="use method='plain', which needs no calibration",
+            code="E-architecture",
+        )
+
+
+def _hidden(call: inspect.BoundArguments) -> torch.Tensor:
+    value: torch.Tensor = next(iter(call.arguments.values()))
+    return value
+
+
+def _to(value: Any, device: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, (tuple, list)):
+        return type(value)(_to(part, device) for part in value)
+    if isinstance(value, dict):
+        return {key: _to(part, device) for key, part in value.items()}
+    return value

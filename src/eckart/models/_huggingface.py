@@ -1,0 +1,248 @@
+"""Models of the transformers library: folders, hub ids and GGUF files; dense ones and those that Eckart has factored."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from eckart._factorise import Pair
+from eckart._kernels import first_nonfinite
+from eckart.errors import InputError, NumericalError, UsageError
+from eckart.models._blocks import BlockRunner, block_names, check_blocks_stand_alone
+from eckart.models._layers import Embedding, FactorPair, layer_type
+from eckart.models._model import Layer, Weight
+from eckart.models._option import Option
+from eckart.models._taps import Taps, tapped
+
+__all__ = ["HuggingFaceModel"]
+
+LARGEST_OUTPUT = 16384  # rows; a layer with more would need an output Gram of over 2 GB in float64
+
+
+class HuggingFaceModel:
+    """A transformers model on its device, in float32, with its tokenizer if it has one.
+
+    stored_dtype: of the weights in the file, "float16" for a quantised file, whose own format cannot hold factors.
+    input_bytes: size of the weight files it was read from. replaced: the layers that are factored, and how. plan,
+    measurement: what `compress` did and found, where it made this model.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        tokenizer: Any,
+        *,
+        name: str,
+        path: str,
+        stored_dtype: str,
+        input_bytes: int,
+        quantised: bool = False,
+        licence: str = "",
+        replaced: Mapping[str, Option] | None = None,
+    ) -> None:
+        self.module, self.tokenizer, self.name, self.path = module.eval().requires_grad_(False), tokenizer, name, path
+        self.stored_dtype, self.input_bytes, self.quantised = stored_dtype, input_bytes, quantised
+        self.licence = licence
+        self.replaced = dict(replaced or {})
+        self.plan: Any = None
+        self.measurement: dict[str, Any] | None = None
+
+    # What it is
+
+    @property
+    def model_type(self) -> str:
+        return str(self.module.config.model_type)
+
+    @property
+    def predicts_next_token(self) -> bool:
+        """Whether the next-token loss of a causal language model applies."""
+        return bool(self.module.can_generate()) and not self.module.config.is_encoder_decoder
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
+    @property
+    def context(self) -> int:
+        """The longest input that the model takes, in tokens."""
+        return int(getattr(self.module.config, "max_position_embeddings", 512))
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Iterate over what a checkpoint of this model stores: parameters and persistent buffers, tied ones once."""
+        tied = getattr(self.module, "all_tied_weights_keys", {})
+        seen: dict[int, str] = {}
+        for name, tensor in self.module.state_dict(keep_vars=True).items():
+            if name not in tied and seen.setdefault(id(tensor), name) == name:
+                yield name, tensor
+
+    def weights(self) -> Iterator[Weight]:
+        for name, tensor in self.tensors():
+            yield Weight(name, tuple(tensor.shape), _dtype_name(tensor), tensor.detach().cpu().numpy)
+
+    def layers(self) -> dict[str, Layer]:
+        """Return every Linear, Conv1D and Embedding; those inside a factored layer are part of it and not listed."""
+        modules = dict(self.module.named_modules())
+        inside = {f"{name}.{part}" for name, m in modules.items() if isinstance(m, FactorPair) for part in ("down", "up")}
+        found = {name: m for name, m in modules.items() if name not in inside and layer_type(m) is not None}
+        groups = _groups(found)
+        tied = _tied(found)
+        return {name: _describe(name, module, tied.get(name, ""), groups[name]) for name, module in found.items()}
+
+    def blocks(self) -> list[str]:
+        """Return the names of the repeated blocks, in the order in which they run."""
+        return block_names(self.module)
+
+    # Running it
+
+    def run(self, batch: torch.Tensor) -> torch.Tensor:
+        """Return the first output for token ids (b, t): logits, or hidden states for a model without a head."""
+        with torch.no_grad():
+            output: torch.Tensor = self.module(batch.to(self.module.device))[0]
+        return output
+
+    def runner(self, batches: Sequence[torch.Tensor], device: Any = None) -> BlockRunner:
+        """Return what runs these batches of token ids one block at a time; InputError where that cannot be done."""
+        if self.module.config.is_encoder_decoder:
+            raise InputError(f"{self.model_type} is an encoder-decoder, which cannot be calibrated yet", fix="method='plain'")
+        blocks = [self.module.get_submodule(name) for name in self.blocks()]
+        check_blocks_stand_alone(self.module, blocks, batches[0][:1, :32].to(self.module.device))
+        return BlockRunner(self.module, blocks, batches, device or self.module.device)
+
+    def tap(self, names: Sequence[str], *, gradients: bool) -> contextlib.AbstractContextManager[Taps]:
+        """Collect the Gram matrices of these layers from whatever runs inside the block."""
+        groups = {layer.group for name, layer in self.layers().items() if name in names}
+        return tapped({name: self.module.get_submodule(name) for name in names}, sorted(groups), gradients=gradients)
+
+    # Changing it
+
+    def weight(self, name: str) -> torch.Tensor:
+        """Return W, (m, n), of a layer."""
+        module = self.module.get_submodule(name)
+        kind = layer_type(module)
+        assert kind is not None
+        return kind.matrix(module).detach()
+
+    def options(self, name: str, dtype: str, ranks: Sequence[int]) -> list[Option]:
+        """Return what a layer can be stored as: dense first, then each of `ranks`."""
+        module = self.module.get_submodule(name)
+        kind = layer_type(module)
+        assert kind is not None
+        return kind.options(module, dtype, ranks)
+
+    def copy(self) -> HuggingFaceModel:
+        """Return a model whose layers can be replaced without touching this one; the weights themselves are shared."""
+        shared = {id(tensor): tensor for tensor in (*self.module.parameters(), *self.module.buffers())}
+        twin = copy.copy(self)
+        twin.module, twin.replaced = copy.deepcopy(self.module, shared), dict(self.replaced)
+        return twin
+
+    def replace_(self, name: str, option: Option, pair: Pair) -> HuggingFaceModel:
+        """Put a factored layer in the place of a dense one."""
+        module = self.module.get_submodule(name)
+        kind = layer_type(module)
+        assert kind is not None
+        parent, _, leaf = name.rpartition(".")
+        setattr(self.module.get_submodule(parent), leaf, kind.factored(module, option, pair))
+        self.replaced[name] = option
+        return self
+
+    def round_(self, dtype: str) -> HuggingFaceModel:
+        """Round every weight to what `dtype` can hold, as saving does; they stay float32 tensors.
+
+        NumericalError where a weight is too large for dtype, which float16 ends at 65504.
+        """
+        rounded: dict[int, nn.Parameter] = {}
+        for module in self.module.modules():
+            for leaf, parameter in list(module._parameters.items()):
+                if parameter is not None:
+                    if id(parameter) not in rounded:
+                        value = parameter.to(getattr(torch, dtype))
+                        if not torch.isfinite(value).all():
+                            raise NumericalError(
+                                f"a weight of {type(module).__name__} reaches {parameter.abs().max():.4g}, "
+                                f"more than {dtype} can hold",
+                                fix="--dtype bfloat16, or float32",
+                            )
+                        rounded[id(parameter)] = nn.Parameter(value.to(parameter.dtype), requires_grad=False)
+                    module._parameters[leaf] = rounded[id(parameter)]
+        return self
+
+    def assign_(self, name: str, pair: Pair) -> HuggingFaceModel:
+        """Give a dense layer the product of a pair as its weight; it stays dense."""
+        module = self.module.get_submodule(name)
+        kind = layer_type(module)
+        assert kind is not None
+        kind.assign_(module, pair.up @ pair.down)
+        return self
+
+    # Checking it
+
+    def check_finite(self) -> None:
+        """Raise NumericalError naming the first tensor, and the place in it, that holds NaN or infinity."""
+        for name, tensor in self.tensors():
+            if tensor.is_floating_point() and (place := first_nonfinite(tensor.detach().cpu().numpy())) is not None:
+                index = [int(i) for i in np.unravel_index(place, tuple(tensor.shape))]
+                raise NumericalError(
+                    f"{float(tensor.flatten()[place])} in {name}, first at {index}",
+                    why="the singular values of a matrix that is not finite do not exist",
+                    fix="repair or download the model again",
+                    file=self.path,
+                    tensor=name,
+                )
+
+    def check_dense(self) -> None:
+        """Raise UsageError when the model has factored layers already."""
+        if self.replaced:
+            raise UsageError(
+                f"{self.name} has {len(self.replaced)} factored layers already",
+                fix="compress the dense model that it came from, to the size you want",
+            )
+
+
+def _describe(name: str, module: nn.Module, tied_to: str, group: tuple[str, ...]) -> Layer:
+    kind = layer_type(module)
+    assert kind is not None
+    rows, columns = kind.matrix(module).shape
+    kept = ""
+    if tied_to:
+        kept = f"tied to {tied_to}"
+    elif isinstance(kind, Embedding):
+        kept = "an embedding table"
+    elif rows > LARGEST_OUTPUT:
+        kept = f"its {rows} outputs are more than {LARGEST_OUTPUT}"
+    bias = getattr(module, "bias", None) is not None
+    return Layer(name, type(module).__name__, rows, columns, bias, kept, group)
+
+
+def _tied(found: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Return for each layer whose weight is also another layer's the name of that other one."""
+    owners: dict[int, list[str]] = {}
+    for name, module in found.items():
+        owners.setdefault(id(module.weight), []).append(name)
+    return {name: next(o for o in names if o != name) for names in owners.values() if len(names) > 1 for name in names}
+
+
+def _groups(found: Mapping[str, nn.Module]) -> dict[str, tuple[str, ...]]:
+    """Return for each layer the layers that models/groups.toml says read the same input, itself included."""
+    table = tomllib.loads(resources.files("eckart.models").joinpath("groups.toml").read_text())["shared_input"]
+    groups = {name: (name,) for name in found}
+    for name in found:
+        parent, _, leaf = name.rpartition(".")
+        for leaves in table:
+            if leaf in leaves:
+                members = tuple(f"{parent}.{other}" for other in leaves if f"{parent}.{other}" in found)
+                groups[name] = members
+    return groups
+
+
+def _dtype_name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+

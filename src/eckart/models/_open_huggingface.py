@@ -1,0 +1,199 @@
+"""Opening a Hugging Face folder or a GGUF file as a model that runs; both have passed `resolve`'s safety checks."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from eckart._files import new_folder
+from eckart.errors import InputError, MissingExtraError
+from eckart.models._huggingface import HuggingFaceModel
+from eckart.models._option import Option, read_option
+from eckart.models._safetensors import TensorInfo, numpy_dtype
+from eckart.models._source import Source
+
+__all__ = ["open_folder", "open_gguf"]
+
+
+def open_folder(source: Source, device: Any) -> HuggingFaceModel:
+    """Return the model of a folder with config.json and safetensors; code in the folder is never run."""
+    from eckart.models import _factored_classes
+
+    _factored_classes.register()
+    module, tokenizer = _load(source.path, {}, device)
+    model = HuggingFaceModel(
+        module,
+        tokenizer,
+        name=source.name,
+        path=str(source.path),
+        stored_dtype=_stored_dtype(source.weights.tensors.values()),
+        input_bytes=source.weights.bytes,
+        licence=_licence_of_folder(source.path),
+    )
+    model.replaced = _replaced(model)
+    model.check_finite()
+    return model
+
+
+def open_gguf(source: Source, device: Any) -> HuggingFaceModel:
+    """Return the model of a GGUF file, its weights dequantised to float32.
+
+    Where ECKART_CACHE names a folder, the converted model is kept there and the next call reads it in seconds.
+    """
+    cached = _cached_conversion(source.path)
+    if cached is None:
+        module, tokenizer = _load(source.path.parent, {"gguf_file": source.path.name}, device)
+        module = _without_quantisation(module)
+    elif not cached.exists():
+        module, tokenizer = _load(source.path.parent, {"gguf_file": source.path.name}, "cpu")
+        module = _without_quantisation(module)
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with new_folder(cached) as folder:
+            module.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        module = module.to(device)
+    else:
+        module, tokenizer = _load(cached, {}, device)
+    model = HuggingFaceModel(
+        module,
+        tokenizer,
+        name=source.name,
+        path=str(source.path),
+        stored_dtype="float16",
+        input_bytes=source.weights.bytes,
+        quantised=True,
+        licence=str(getattr(source.weights, "metadata", {}).get("general.license", "")),
+    )
+    model.check_finite()
+    return model
+
+
+def _load(folder: Path, more: dict[str, Any], device: Any) -> tuple[Any, Any]:
+    """Return (module, tokenizer), every weight read from the file; InputError where transformers would invent some."""
+    with _quiet_transformers() as transformers:
+        import torch
+
+        try:
+            auto, config = _class_for(transformers, folder, more)
+            module, report = auto.from_pretrained(
+                folder, config=config, dtype=torch.float32, output_loading_info=True, local_files_only=True, **more
+            )
+        except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:
+            if isinstance(error, InputError):
+                raise
+            if isinstance(error, ImportError):
+                raise MissingExtraError(str(error), "hf", f"opening {folder.name}") from error
+            line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise InputError(f"transformers cannot open {folder}: {line}", file=str(folder)) from error
+        missing = sorted(report.get("missing_keys", ()))
+        wrong = sorted(str(key) for key in report.get("mismatched_keys", ()))
+        if missing or wrong:
+            raise InputError(
+                f"{folder} lacks {len(missing)} tensors that {type(module).__name__} needs and has {len(wrong)} of the "
+                f"wrong shape, e.g. {(missing + wrong)[0]}",
+                why="transformers would fill them with random numbers",
+                fix="download the model again",
+                file=str(folder),
+                tensor=(missing + wrong)[0],
+            )
+        return module.to(device), _tokenizer(transformers, folder, more)
+
+
+def _class_for(transformers: Any, folder: Path, more: dict[str, Any]) -> tuple[Any, Any]:
+    """Return the class that the config names among transformers' own, and the config."""
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **more)
+    for name in getattr(config, "architectures", None) or ():
+        if config.model_type.startswith("eckart_"):
+            from eckart.models._factored_classes import factored_model
+
+            base = getattr(transformers, name.removeprefix("Eckart"), None)
+            if base is not None:
+                return factored_model(base, config.model_type.removeprefix("eckart_")), config
+        elif hasattr(transformers, name):
+            return getattr(transformers, name), config
+    return transformers.AutoModelForCausalLM, config
+
+
+def _tokenizer(transformers: Any, folder: Path, more: dict[str, Any]) -> Any:
+    """Return the tokenizer, or None for a folder that has none; text can then not be used with the model."""
+    if not more and not any(folder.glob("tokenizer*")) and not any(folder.glob("vocab*")):
+        return None
+    return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **more)
+
+
+def _without_quantisation(module: Any) -> Any:
+    """Return the module as an ordinary dense one; transformers marks what it read from GGUF and refuses to save it."""
+    config = copy.deepcopy(module.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain = type(module)(config)
+    plain.load_state_dict(module.state_dict())
+    plain.generation_config = module.generation_config
+    return plain.eval()
+
+
+def _replaced(model: HuggingFaceModel) -> dict[str, Option]:
+    from eckart.models._layers import FactorPair
+
+    entry = getattr(model.module.config, "eckart", None) or {"layers": {}}
+    found = {}
+    for name, value in entry["layers"].items():
+        pair = model.module.get_submodule(name)
+        assert isinstance(pair, FactorPair)
+        found[name] = read_option(value, pair.out_features, pair.in_features, pair.up.bias is not None)
+    return found
+
+
+def _stored_dtype(infos: Iterable[TensorInfo]) -> str:
+    """Return the dtype, by NumPy's name, that most of the stored numbers have."""
+    counts: Counter[str] = Counter()
+    for info in infos:
+        counts[info.dtype] += info.parameters
+    return numpy_dtype(counts.most_common(1)[0][0]).name
+
+
+def _cached_conversion(path: Path) -> Path | None:
+    cache = os.environ.get("ECKART_CACHE")
+    if not cache:
+        return None
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Path(cache) / "gguf" / digest
+
+
+def _licence_of_folder(folder: Path) -> str:
+    """Return the licence that the front matter of the folder's model card names, or ""."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        lines = (folder / "README.md").read_text("utf-8").splitlines()
+        for line in lines[1 : lines.index("---", 1)] if lines[:1] == ["---"] and "---" in lines[1:] else ():
+            if line.startswith("license:"):
+                return line.removeprefix("license:").strip().strip("'\"")
+    return ""
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[Any]:
+    """Give transformers with its bars and hints off; what matters of them is raised as an error instead."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingExtraError("transformers", "hf", "opening a model that runs") from error
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield transformers
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+

@@ -1,0 +1,70 @@
+"""What a layer can become: one entry of a plan, and the form in which a saved model remembers it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from eckart.errors import InputError, RankError
+
+__all__ = ["DTYPE_BYTES", "OPTION_VERSION", "Option"]
+
+OPTION_VERSION = 1
+
+DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way of storing a layer.
+
+    format: "dense", or "pair" for W ≈ up @ down. ranks: () or (k,). params: numbers stored, bias included.
+    bytes: what they take as tensor data in `dtype`. flops: multiply-adds a token.
+    """
+
+    format: str
+    ranks: tuple[int, ...]
+    dtype: str
+    params: int
+    bytes: int
+    flops: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what identifies the option; the counts follow from it and from the layer's shape."""
+        return {"version": OPTION_VERSION, "format": self.format, "ranks": list(self.ranks), "dtype": self.dtype}
+
+
+def dense(rows: int, columns: int, bias: bool, dtype: str) -> Option:
+    """Return the option that leaves a (rows, columns) layer as it is."""
+    params = rows * columns + rows * bias
+    return Option("dense", (), dtype, params, params * DTYPE_BYTES[dtype], rows * columns)
+
+
+def pair(rows: int, columns: int, bias: bool, dtype: str, k: int) -> Option:
+    """Return the option that stores a (rows, columns) layer as a factor pair of rank k; RankError outside 1 … min."""
+    if not 1 <= k <= min(rows, columns):
+        raise RankError(
+            f"rank {k} asked of a {rows} x {columns} layer, whose rank is from 1 to {min(rows, columns)}",
+            fix=f"choose a rank from 1 to {min(rows, columns)}, or 'dense'",
+        )
+    params = k * (rows + columns) + rows * bias
+    return Option("pair", (k,), dtype, params, params * DTYPE_BYTES[dtype], k * (rows + columns))
+
+
+def read_option(value: Any, rows: int, columns: int, bias: bool) -> Option:
+    """Return the option that `to_json` wrote; InputError where it is malformed or newer than this version reads."""
+    if not isinstance(value, dict) or not isinstance(value.get("ranks"), list):
+        raise InputError(f"a layer's option must be an object with format, ranks and dtype, not {value!r:.80}")
+    if value.get("version") != OPTION_VERSION:
+        raise InputError(
+            f"the layer option has version {value.get('version')!r}, this Eckart reads version {OPTION_VERSION}",
+            fix="pip install --upgrade eckart",
+        )
+    form, ranks, dtype = value.get("format"), value["ranks"], value.get("dtype")
+    if dtype not in DTYPE_BYTES:
+        raise InputError(f"unknown dtype {dtype!r} in a layer option", fix=f"one of {', '.join(DTYPE_BYTES)}")
+    if form == "dense" and ranks == []:
+        return dense(rows, columns, bias, dtype)
+    if form == "pair" and len(ranks) == 1 and type(ranks[0]) is int:
+        return pair(rows, columns, bias, dtype, ranks[0])
+    raise InputError(f"unknown layer option {form!r} with ranks {ranks!r}", fix='"dense" with [] or "pair" with [k]')

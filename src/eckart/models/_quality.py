@@ -1,0 +1,82 @@
+"""How well a model does on a text, and how far its outputs are from a baseline's: exact sums over every token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from eckart.models._huggingface import HuggingFaceModel
+from eckart.models._model import Progress, silent
+
+__all__ = ["Quality", "next_token_loss", "quality"]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Of one model on one text. None where it does not apply: no next-token prediction, or no baseline.
+
+    perplexity: exp of the mean next-token loss; may be inf or nan, and is then reported as such. kl: mean of
+    KL(baseline ‖ model) over the positions, nats. top1_agreement: share of positions with the same likeliest token.
+    relative_error: ‖output − baseline's output‖_F / ‖baseline's output‖_F, for a model without next-token prediction.
+    """
+
+    tokens: int
+    perplexity: float | None = None
+    kl: float | None = None
+    top1_agreement: float | None = None
+    relative_error: float | None = None
+
+
+@torch.no_grad()
+def quality(models: Sequence[HuggingFaceModel], pieces: torch.Tensor, progress: Progress = silent) -> list[Quality]:
+    """Return the quality of each model on `pieces`, (count, context) token ids; the first model is the baseline.
+
+    Every model sees each piece before the next piece begins, so that no outputs are kept. No piece and no token is
+    dropped, whatever comes out.
+    """
+    sums = [dict.fromkeys(("loss", "kl", "same", "difference", "norm"), 0.0) for _ in models]
+    for done, piece in enumerate(pieces):
+        progress("evaluating", done, len(pieces))
+        reference: torch.Tensor | None = None
+        for model, total in zip(models, sums, strict=True):
+            output = model.run(piece[None])[0].float()
+            if not models[0].predicts_next_token:
+                reference = output if reference is None else reference
+                total["difference"] += float((output - reference).double().square().sum())
+                total["norm"] += float(reference.double().square().sum())
+                continue
+            scores = functional.log_softmax(output[:-1], dim=-1)
+            total["loss"] += float(-scores.gather(1, piece[1:, None].to(scores.device)).double().sum())
+            reference = scores if reference is None else reference
+            if model is not models[0]:
+                total["kl"] += float((reference.exp() * (reference - scores)).sum(dim=1).double().sum())
+                total["same"] += float((reference.argmax(dim=1) == scores.argmax(dim=1)).sum())
+    progress("evaluating", len(pieces), len(pieces))
+    predicted = pieces.shape[0] * (pieces.shape[1] - 1)
+    return [
+        _quality(total, pieces.numel(), predicted, models[0].predicts_next_token, i > 0) for i, total in enumerate(sums)
+    ]
+
+
+def next_token_loss(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Return the summed cross-entropy of predicting each token of (b, t) from those before it."""
+    flat = logits[:, :-1].float().flatten(0, 1)
+    return functional.cross_entropy(flat, tokens[:, 1:].flatten().to(flat.device), reduction="sum")
+
+
+def _quality(total: dict[str, float], tokens: int, predicted: int, causal: bool, compared: bool) -> Quality:
+    if not causal:
+        ratio = math.sqrt(total["difference"] / total["norm"]) if total["norm"] else None
+        return Quality(tokens, relative_error=ratio if compared else None)
+    mean = total["loss"] / predicted
+    perplexity = math.exp(mean) if mean < _LARGEST_EXPONENT else (math.inf if mean == mean else math.nan)
+    if not compared:
+        return Quality(tokens, perplexity)
+    return Quality(tokens, perplexity, total["kl"] / predicted, total["same"] / predicted)
+
+
+_LARGEST_EXPONENT = 709.0  # of e, in float64
