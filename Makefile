@@ -55,14 +55,17 @@ clean:
 	$(call install,.[all$(comma)dev])
 	@touch .venv/stamp-demo $@
 
-# .venv/installing holds the process id of a running installation. Left behind, it tells of an interrupted one: pip
-# would take half-written packages for whole ones, so the environment is then made again.
+# .venv/installing holds the process id of a running installation. Where it stays behind, the installation was cut short,
+# and pip would take half-written packages for whole ones; the environment is then made again. A package is whole when
+# its INSTALLER file is there, which pip writes last.
 comma := ,
 define install
-@[ ! -e .venv/installing ] || $(MAKE) --no-print-directory --always-make .venv/stamp-venv || exit; \
+@if [ -e .venv/installing ]; then $(MAKE) --no-print-directory --always-make .venv/stamp-venv || exit; fi; \
  echo 'installing Eckart $(1) into .venv: takes minutes; pip keeps what it downloads'; \
- [ -t 1 ] || quiet=--quiet; \
- echo $$$$ > .venv/installing && $(PY) -m pip install $$quiet -e '$(1)' && rm .venv/installing
+ rm -f .venv/stamp-demo .venv/stamp-test; echo $$$$ > .venv/installing; [ -t 1 ] || quiet=--quiet; \
+ if $(PY) -m pip install $$quiet -e '$(1)'; then rm .venv/installing; exit; fi; \
+ [ -n "$$(find .venv/lib -name '*.dist-info' ! -exec test -e {}/INSTALLER \; -print)" ] || rm .venv/installing; \
+ exit 1
 endef
 
 USABLE := -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
@@ -78,6 +81,7 @@ USABLE := -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 	 if [ "$$python" = none ]; then \
 	   echo 'Eckart needs Python 3.11 or newer, and finds neither python3.11 nor such a python3' >&2; exit 1; \
 	 fi; \
+	 [ ! -e .venv ] || echo 'the last installation was cut short, or its Python is gone: making .venv again'; \
 	 rm -rf .venv; \
 	 "$$python" -m venv .venv >/dev/null 2>&1 && $(PY) -m pip --version >/dev/null 2>&1 && touch $@ && exit; \
 	 rm -rf .venv; \

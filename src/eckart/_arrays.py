@@ -21,7 +21,13 @@ __all__ = ["Array", "Space", "enter", "floating", "frameworks", "numpy_space", "
 Array: TypeAlias = Any
 
 # input dtype -> dtype of the computation. Half floats have no LAPACK; integers have no singular vectors of their own.
-COMPUTED_IN = {"float64": "float64", "float32": "float32", "float16": "float32", "bfloat16": "float32", "bool": "float64"}
+COMPUTED_IN = {
+    "float64": "float64",
+    "float32": "float32",
+    "float16": "float32",
+    "bfloat16": "float32",
+    "bool": "float64",
+}
 COMPUTED_IN |= {f"{sign}int{bits}": "float64" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 
 frameworks: Registry[Callable[[Any], Array]] = Registry()
@@ -145,7 +151,9 @@ def _numpy(x: Any) -> Array:
     try:
         return np.asarray(x)
     except ValueError as error:
-        raise UsageError(f"the nested {type(x).__name__} is not a matrix: {error}", fix="give rows of one length") from error
+        raise UsageError(
+            f"the nested {type(x).__name__} is not a matrix: {error}", fix="give rows of one length"
+        ) from error
 
 
 @frameworks.claim("numpy.ma.MaskedArray", "numpy.ma.core.MaskedArray")

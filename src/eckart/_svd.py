@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import operator
+import numbers
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -14,30 +14,27 @@ from typing import Any
 import numpy as np
 
 from eckart import _algorithms as algorithms
-from eckart._algorithms import Factors, Problem
-from eckart._arrays import Array, Space, enter, power_of_two, space_of, to_numpy
+from eckart._arrays import Array, Space, space_of, to_numpy
 from eckart._files import write_whole
-from eckart.errors import InputError, NumericalError, RankError, UsageError
-from eckart.matrix import Counted, Operand, as_matrices, centred, transposed
+from eckart.errors import InputError, RankError, UsageError
+from eckart.matrix import as_matrices
 
 __all__ = ["SVD", "Certificate", "svd", "svd_full"]
 
 FILE_FORMAT = 1
-ORDINARY_EXPONENT = 16  # entries between 2**-16 and 2**16 have squares far inside every float's range: no scaled copy
-# Two of the largest entries of a vector that differ by less are taken as equal, so that rounding does not choose its sign.
-SIGN_MARGIN = 2.0**-10
-WORKING_RESIDUAL = 8  # in units of eps sqrt(max(m, n)); LAPACK's stay below 2 of them, and ARPACK's mostly
+ARRAYS = ("U", "s", "Vt", "residuals")
 
 
 @dataclass(frozen=True, eq=False)
 class Certificate:
     """Upper bounds on ‖A - U diag(s) Vt‖ in two norms, in the unit of A; for a stack, NumPy arrays of its shape.
 
-    Proven, with U, s and Vt as they were returned: the difference was measured in float64 after the fact, not predicted,
-    and every rounding of the measurement is allowed for, given that a product with A is as accurate as a sum of products
-    is, and that the eigenvalues of a symmetric n x n array G come within n eps ‖G‖_F. The spectral bound is sharp where
-    A is in memory, or small, or k is large; of other matrices it equals the Frobenius bound, which then has a floor of
-    about sqrt(n eps) ‖A‖_F. Both are infinite for a large matrix that gives nothing but products.
+    What is proven: the bounds hold for U, s and Vt as returned, whatever found them. The difference was measured in
+    float64, and every rounding of the measurement is allowed for, given that products with A are as accurate as sums of
+    products are, and that LAPACK finds the eigenvalues of a symmetric n x n array G within n eps ‖G‖_F.
+    How sharp: to rounding in both norms where A is in memory, or small, or k is large. Elsewhere the spectral bound is
+    the Frobenius bound, which has a floor of about sqrt(n eps) ‖A‖_F; and both are infinite for a large matrix that
+    gives nothing but products.
     """
 
     spectral: Any
@@ -70,8 +67,8 @@ class SVD:
     def truncate(self, k: int | None = None, *, error: float | None = None) -> SVD:
         """Return the leading k triplets, or as few as keep ‖A - A_k‖_F within error ‖A‖_F by this SVD's certificate.
 
-        RankError: k outside 0 to the number of triplets. UsageError: not exactly one of the two given, or an error below
-        what this SVD certifies.
+        RankError: k outside 0 to the number of triplets. UsageError: both or neither given, or an error that is smaller
+        than what this SVD left out.
         """
         if (k is None) == (error is None):
             raise UsageError("truncate takes k or error, one of them", fix="pass k=, or error=")
@@ -103,10 +100,10 @@ class SVD:
     def save(self, path: str | Path) -> None:
         """Write everything to a .npz file, whole or not at all. OutputError: it cannot be written."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "error"}
-        arrays = {name: to_numpy(values.pop(name)) for name in ("U", "s", "Vt", "residuals")}
+        arrays = {name: to_numpy(values.pop(name)) for name in ARRAYS}
         values |= {"spectral": self.error.spectral, "frobenius": self.error.frobenius, "format": FILE_FORMAT}
         with write_whole(Path(path)) as file:
-            np.savez(file, **arrays, **{name: np.asarray(value) for name, value in values.items()})
+            np.savez(file, allow_pickle=False, **arrays, **{name: np.asarray(value) for name, value in values.items()})
 
     @classmethod
     def load(cls, path: str | Path) -> SVD:
@@ -117,31 +114,34 @@ class SVD:
         try:
             with np.load(path, allow_pickle=False) as file:
                 return _read(file)
-        except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        except (
+            OSError,
+            EOFError,
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
             raise InputError(
-                f"{path} is not an SVD that Eckart saved", why=str(error), fix="write it again with SVD.save", file=str(path)
+                f"{path} is not an SVD that Eckart saved",
+                why=str(error),
+                fix="write it again with SVD.save",
+                file=str(path),
             ) from error
 
     def _rank_within(self, error: float) -> int:
         """Return the smallest k whose tail, with what this SVD left out, is within error of the whole."""
-        s, left_out = np.atleast_2d(to_numpy(self.s).astype(np.float64)), np.reshape(self.error.frobenius, (-1, 1))
-        tails = np.sqrt(_tails(s) + left_out**2)
-        within = (tails <= error * tails[:, :1]).all(axis=0) & np.isfinite(tails).all()
-        if not within.any():
+        s = to_numpy(self.s).astype(np.float64)
+        left_out = np.reshape(np.square(self.error.frobenius), (-1, 1))
+        k = algorithms.rank_within(s.reshape(-1, s.shape[-1]), left_out, error, space_of(self.s).eps)
+        if k is None:
             raise UsageError(
-                f"error = {error:g} asked of an SVD that leaves {np.max(left_out / tails[:, :1]):.3g} of ‖A‖_F out",
+                f"error = {error:g} asked of an SVD that left out up to {np.max(self.error.frobenius):.3g} in norm",
                 fix="pass a larger error, or compute more singular values: svd(A, error=...)",
             )
-        return int(np.argmax(within))
-
-
-@dataclass(frozen=True, eq=False)
-class _Work:
-    """A matrix as the algorithms expect it, (A or Aᵀ) 2**-exponent with m >= n, and how to come back."""
-
-    A: Counted
-    flipped: bool
-    exponent: int
+        return k
 
 
 def svd(
@@ -160,26 +160,145 @@ def svd(
     error: instead of k, the smallest k with ‖A - A_k‖_F ≤ error ‖A‖_F, for every matrix of a stack, up to rounding.
     tol: the largest residual that is wanted, as a fraction of s_1; None: working precision. Whether it was met is
     `.converged`. center: take off the mean of each column. method: "auto", "lapack", "arpack" or "gram".
-    Arrays of the result have the type, device and float width of A (integers: float64); half floats are computed in float32
-    and rounded at the end. The same A and seed give the same bits on one machine.
-    RankError: a k that A cannot have. UsageError: any other argument. NumericalError: NaN or infinity in A, no convergence.
+    Arrays of the result have the type, device and float width of A (integers: float64); half floats are computed in
+    float32 and rounded at the end. The same A and seed give the same bits on one machine.
+    RankError: a k that A cannot have. UsageError: another wrong argument. NumericalError: NaN or infinity in A, values
+    outside the range of the type, no convergence.
 
     >>> svd([[3.0, 0.0], [0.0, 4.0]]).s.tolist()
     [4.0, 3.0]
     """
     _require_options(k, tol, error, center, method, seed)
     outer, matrices = as_matrices(A)
-    if outer is not None and not matrices:
-        array, space = enter(A)
-        one = svd(space.leave(space.xp.zeros_like(space.xp.sum(array, axis=tuple(range(len(outer)))))), k)
-        return _stacked(outer, [one])
-    works = [_prepared(matrix, center) for matrix in matrices]
-    if error is None:
-        (m, n), flipped = works[0].A.shape, works[0].flipped
-        k = n if k is None else _rank(k, n, f"a {n if flipped else m} x {m if flipped else n} matrix")
-        found = [_factors(work.A, k, tol, method, seed) for work in works]
-    else:
-        found = [_factors_within(work.A, error, tol, method, seed) for work in works]
-    k = max(_rank_within(work.A, factors.s, error) for work, factors in zip(works, found, strict=True))
-    results = [_finished(work, factors, k, tol) for work, factors in zip(works, found, strict=True)]
-    return results[0] if outer is None else _stacked(outer, results)
+    if k is not None:
+        m, n = matrices[0].shape
+        k = _rank(k, min(m, n), f"a {m} x {n} matrix")
+    goal = algorithms.Goal(k, error, tol, method, seed)
+    works = [algorithms.prepare(matrix, center) for matrix in matrices]
+    found = [algorithms.find(work, goal) for work in works]
+    rank = max(rank for _, rank in found)
+    solutions = [algorithms.finish(work, factors, rank, tol) for work, (factors, _) in zip(works, found, strict=True)]
+    return _single(solutions[0]) if outer is None else _stacked(outer, solutions)
+
+
+def svd_full(A: Any) -> SVD:
+    """Return the full SVD: as svd(A), with U and Vt completed to square orthogonal matrices, (m, m) and (n, n).
+
+    The added columns of U and rows of Vt span what A and Aᵀ never reach; they belong to no singular value.
+
+    >>> svd_full([[3.0], [4.0]]).U.shape
+    (2, 2)
+    """
+    thin = svd(A)
+    return replace(thin, U=_completed(thin.U), Vt=_completed(thin.Vt.mT).mT)
+
+
+def _completed(U: Array) -> Array:
+    """Return U (..., m, k) with orthonormal columns to the right of it, (..., m, m)."""
+    space, k = space_of(U), U.shape[-1]
+    Q, _ = space.xp.linalg.qr(space.double(U), mode="complete")
+    return space.xp.concat([U, space.leave(Q[..., :, k:])], axis=-1)
+
+
+def _single(solution: algorithms.Solution) -> SVD:
+    values = {field.name: getattr(solution, field.name) for field in fields(SVD) if field.name != "error"}
+    return SVD(**values, error=Certificate(solution.spectral, solution.frobenius))
+
+
+def _stacked(outer: tuple[int, ...], solutions: list[algorithms.Solution]) -> SVD:
+    xp, count = space_of(solutions[0].s).xp, math.prod(outer)
+
+    def gather(name: str) -> Array:
+        arrays = xp.stack([getattr(solution, name) for solution in solutions])
+        return xp.reshape(arrays[:count, ...], (*outer, *arrays.shape[1:]))
+
+    def bound(name: str) -> Any:
+        return np.reshape([getattr(solution, name) for solution in solutions][:count], outer)
+
+    return SVD(
+        **{name: gather(name) for name in ARRAYS},
+        error=Certificate(bound("spectral"), bound("frobenius")),
+        method=" and ".join(sorted({solution.method for solution in solutions})),
+        passes=max(solution.passes for solution in solutions),
+        converged=all(solution.converged for solution in solutions),
+    )
+
+
+def _read(file: Any) -> SVD:
+    """Return the SVD in an opened .npz file; ValueError or KeyError where it is not whole and consistent."""
+    if int(file["format"]) != FILE_FORMAT:
+        raise ValueError(f"its format is {int(file['format'])}, and this version of Eckart reads format {FILE_FORMAT}")
+    arrays = {name: file[name] for name in (*ARRAYS, "spectral", "frobenius")}
+    for name, array in arrays.items():
+        if array.dtype.kind != "f":
+            raise ValueError(f"{name} holds {array.dtype} instead of floating numbers")
+    *outer, k = arrays["s"].shape
+    U, Vt = arrays["U"].shape, arrays["Vt"].shape
+    same = arrays["residuals"].shape == (*outer, k) and arrays["spectral"].shape == arrays["frobenius"].shape == (
+        *outer,
+    )
+    if not same or len(U) != len(Vt) != len(outer) + 2 or [*U[:-2], *Vt[:-2]] != outer * 2 or min(U[-1], Vt[-2]) < k:
+        raise ValueError(f"the shapes {U}, {arrays['s'].shape} and {Vt} do not belong together")
+    error = _certificate(arrays.pop("spectral"), arrays.pop("frobenius"))
+    return SVD(
+        **arrays,
+        error=error,
+        method=str(file["method"]),
+        passes=int(file["passes"]),
+        converged=bool(file["converged"]),
+    )
+
+
+def _certificate(spectral: Any, frobenius: Any) -> Certificate:
+    """Return a certificate of floats for one matrix, of arrays for a stack."""
+    spectral, frobenius = np.asarray(spectral, np.float64), np.asarray(frobenius, np.float64)
+    return Certificate(spectral, frobenius) if spectral.ndim else Certificate(float(spectral), float(frobenius))
+
+
+def _stretch(space: Space, X: Array) -> Any:
+    """Return an upper bound on ‖X‖ for columns that are orthonormal up to rounding: NumPy, () or the stack's shape."""
+    gram = X.mT @ X
+    off = to_numpy(gram) - np.eye(gram.shape[-1])
+    return np.sqrt(1 + np.sqrt((off**2).sum(axis=(-2, -1))))
+
+
+def _require_options(k: Any, tol: Any, error: Any, center: Any, method: Any, seed: Any) -> None:
+    if k is not None and error is not None:
+        raise UsageError(f"k = {k} and error = {error} were both given, and each of them sets the rank", fix="pass one")
+    if error is not None:
+        _fraction(error)
+    if tol is not None and not (_is_real(tol) and 0 <= tol < math.inf):
+        raise UsageError(
+            f"tol = {tol!r} is not a relative residual", fix="pass a number that is 0 or more, such as 1e-3"
+        )
+    if not isinstance(center, bool | np.bool_):
+        raise UsageError(f"center = {center!r} is neither True nor False", fix="pass one of them")
+    if method not in algorithms.METHODS:
+        raise UsageError(f"method = {method!r} is not known", fix=f"pass one of {', '.join(algorithms.METHODS)}")
+    if not _is_whole(seed) or seed < 0:
+        raise UsageError(f"seed = {seed!r} is not a whole number from 0 on", fix="pass one, such as 0")
+
+
+def _rank(k: Any, largest: int, of: str) -> int:
+    if not _is_whole(k):
+        raise RankError(f"k = {k!r} is not a whole number", fix=f"pass 0 <= k <= {largest}, or error=")
+    if k < 0 or k > largest:
+        raise RankError(
+            f"k = {k} singular values asked of {of}, which has at most {largest}",
+            fix=f"pass 0 <= k <= {largest} or error=",
+        )
+    return int(k)
+
+
+def _fraction(error: Any) -> float:
+    if not (_is_real(error) and 0 <= error <= 1):
+        raise UsageError(f"error = {error!r} is not a part of ‖A‖_F", fix="pass a number from 0 to 1, such as 0.1")
+    return float(error)
+
+
+def _is_real(x: Any) -> bool:
+    return isinstance(x, numbers.Real) and not isinstance(x, bool)
+
+
+def _is_whole(x: Any) -> bool:
+    return isinstance(x, numbers.Integral) and not isinstance(x, bool)

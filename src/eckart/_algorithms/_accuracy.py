@@ -3,8 +3,9 @@
 With B = U diag(s) Vt as it stands, rounded and not quite orthonormal, both ways bound ‖A - B‖ from above:
 - entries: A - B itself, and the largest eigenvalue of its Gram matrix: sharp in both norms, about m n (n + k) flops;
 - norms: ‖A - B‖_F² = ‖A‖_F² - 2 ⟨A, B⟩ + ‖B‖_F², from A V alone; the cancellation leaves sqrt(n eps) ‖A‖_F.
-Rounding is allowed for by the usual bound γ_p = p eps / (1 - p eps) on a sum of p products (Higham, Accuracy and Stability
-of Numerical Algorithms, 2nd ed., section 3.1), for the largest eigenvalue by LAPACK's backward error, taken as n eps ‖·‖_F.
+Rounding is allowed for by the usual bound p eps on the relative error of a sum of p products (Higham, Accuracy and
+Stability of Numerical Algorithms, 2nd ed., section 3.1; eps here is twice the unit roundoff, which covers the terms of
+second order), and in the largest eigenvalue by LAPACK's backward error, taken as n eps ‖·‖_F.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def residuals(A: Operand, U: Array, s: Array, Vt: Array) -> Any:
 def bounds(A: Operand, U: Array, s: Array, Vt: Array) -> tuple[float, float]:
     """Return upper bounds on the spectral and the Frobenius norm of A - U diag(s) Vt, (inf, inf) where none is at hand.
 
-    A: m >= n. They come from the entries where these are in memory or would take no more than A or the factors do,
-    else from the norms, in which case both are the Frobenius norm's; else, for a large matrix of unknown norm, from nothing.
+    A: m >= n. They come from the entries where these are in memory or would take no more than A or the factors do;
+    else from the norms, and then both bound the Frobenius norm; there is none for a large matrix of unknown norm.
     """
     (m, n), k = A.shape, s.shape[0]
     U, s, Vt = (A.space.double(x) for x in (U, s, Vt))

@@ -48,6 +48,8 @@ def thin(X: Array, A: Operand) -> tuple[Array, Array, Array]:
         if "LinAlgError" not in type(error).__name__:  # NumPy's and torch's have no base in common
             raise
         raise NumericalError(
-            f"LAPACK's SVD of a {X.shape[0]} x {X.shape[1]} array did not converge", why=str(error), code="E-convergence"
+            f"LAPACK's SVD of a {X.shape[0]} x {X.shape[1]} array did not converge",
+            why=str(error),
+            code="E-convergence",
         ) from error
     return U, s, Vt

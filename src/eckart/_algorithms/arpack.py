@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from eckart._algorithms import gram, lapack
-from eckart._algorithms._accuracy import residuals
 from eckart._algorithms._factors import Factors, restricted
 from eckart._arrays import Array, to_numpy
 from eckart.errors import NumericalError
@@ -42,22 +41,15 @@ def run(A: Operand, k: int, tol: float, seed: int) -> Factors:
             code="E-convergence",
         ) from error
     missed = _missed(A, found, tol, seed)
-    if replacement and (missed or _blurred(A, found, tol)):
+    if replacement and (missed or gram.blurred(A, found, tol)):
         return replacement(A, k, tol, seed)
     return replace(found, sound=not missed)
 
 
-def _blurred(A: Operand, found: Factors, tol: float) -> bool:
-    """Say whether rounding in AᵀA, or a stop before the goal, shows in the triplets."""
-    s1, sk = float(found.s[0]), float(found.s[-1])
-    if not gram.separable(s1, sk, A.space.eps):
-        return True
-    return float(residuals(A, found.U, found.s, found.Vt).max()) > tol * s1
-
-
 def _missed(A: Operand, found: Factors, tol: float, seed: int) -> bool:
-    """Say whether a value larger than s_k is left over: started from one vector, Lanczos sees one copy of a repeated value
-    and finds the others only through rounding.
+    """Say whether a value larger than s_k is left over.
+
+    Started from one vector, Lanczos sees one copy of a repeated value and finds the others only through rounding.
     """
     from scipy.sparse.linalg import ArpackError
 

@@ -76,6 +76,7 @@ def compress(
     plan: Plan | Source | None = None,
     data: Texts | None = None,
     evaluate: Texts | None = None,
+    beside: Sequence[Source] = (),
     method: str = "auto",
     layers: str | Sequence[str] = "*",
     dtype: str | None = None,
@@ -99,12 +100,13 @@ def compress(
     weights, by default that of the source, float16 for a quantised one. format: "factored", or "dense" for an ordinary
     checkpoint that any loader reads and that saves nothing. out: a new folder, written whole or not at all; its
     reloaded outputs and its size are checked against the model and the plan before it gets its name. evaluate: texts
-    for a measurement of the saved files beside the dense model, in a fresh process; needs `out`.
+    for a measurement of the saved files beside the dense model, and beside the models `beside` names, in a fresh
+    process; needs `out`.
 
     The result has `.plan` and, if evaluated, `.measurement` (schema "eckart.compare/1").
     UsageError, InputError, BudgetError, OutputError, NumericalError: as their names say; nothing is left behind then.
     """
-    from eckart._compress._finish import finish
+    from eckart._compress._finish import Evaluation, finish
 
     if (keep is None) == (plan is None):
         raise UsageError("give either keep= (a fraction of all parameters) or plan=, and not both")
@@ -126,9 +128,10 @@ def compress(
         pair = cuts.pop(name).pair(option.ranks[0])
         small = small.assign_(name, pair) if format == "dense" else small.replace_(name, option, pair)
     small.round_(settings.dtype)
-    small.stored_dtype, small.plan = settings.dtype, made
+    small.stored_dtype, small.plan, small.source_bytes = settings.dtype, made, settings.model.input_bytes
     if out is not None:
-        finish(small, settings.model, Path(out), evaluate, evaluate_tokens, context, settings.max_shard_bytes, seed, settings.progress)
+        wanted = None if evaluate is None else Evaluation(evaluate, beside, evaluate_tokens, context, seed)
+        finish(small, settings.model, Path(out), wanted, settings.max_shard_bytes, settings.progress)
     return small
 
 

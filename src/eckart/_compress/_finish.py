@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,22 +19,30 @@ if TYPE_CHECKING:
     from eckart.models._huggingface import HuggingFaceModel
     from eckart.models._model import Progress
 
-__all__ = ["finish"]
+__all__ = ["Evaluation", "finish"]
 
 GENERATED = 16  # tokens, greedily, that must come out the same after reloading
 PROBE = 64  # tokens of the input that both are given
 LOGIT_TOLERANCE = 1e-4  # of the largest logit's magnitude or of 1, whichever is larger
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What to measure the saved model on, and beside which other models; arguments of `measure`."""
+
+    texts: Any
+    beside: Sequence[str | os.PathLike[str]]
+    tokens: int | Sequence[int]
+    context: int
+    seed: int
+
+
 def finish(
     small: HuggingFaceModel,
     dense: HuggingFaceModel,
     out: Path,
-    evaluate: Any,
-    evaluate_tokens: int | Sequence[int],
-    context: int,
+    evaluation: Evaluation | None,
     max_shard_bytes: int,
-    seed: int,
     progress: Progress,
 ) -> None:
     """Write `small` into the new folder `out`, which appears only if size and reloaded outputs are what they should be.
@@ -48,8 +57,8 @@ def finish(
         plan.save(folder / "eckart_plan.json")
         _check_size(small, plan)
         _check_reloaded(small, folder, progress)
-        if evaluate is not None:
-            small.measurement = _measured(dense, folder, out, evaluate, evaluate_tokens, context, seed, plan, progress)
+        if evaluation is not None:
+            small.measurement = _measured(dense, folder, out, evaluation, plan, progress)
             with write_whole(folder / "eckart_measurement.json") as file:
                 file.write(dump_json(small.measurement).encode())
         with write_whole(folder / "README.md") as file:
@@ -85,26 +94,19 @@ def _check_reloaded(small: HuggingFaceModel, folder: Path, progress: Progress) -
 
 
 def _measured(
-    dense: HuggingFaceModel,
-    folder: Path,
-    out: Path,
-    evaluate: Any,
-    evaluate_tokens: int | Sequence[int],
-    context: int,
-    seed: int,
-    plan: Plan,
-    progress: Progress,
+    dense: HuggingFaceModel, folder: Path, out: Path, wanted: Evaluation, plan: Plan, progress: Progress
 ) -> dict[str, Any]:
-    texts = [evaluate] if isinstance(evaluate, (str, os.PathLike)) else list(evaluate)
+    texts = [wanted.texts] if isinstance(wanted.texts, (str, os.PathLike)) else list(wanted.texts)
+    others = [os.fspath(other) for other in wanted.beside]
     answer: dict[str, Any] = in_fresh_process(
         {
             "work": "measure",
-            "models": [dense.path, str(folder)],
-            "labels": ["dense", plan.method],
+            "models": [dense.path, str(folder), *others],
+            "labels": ["dense", "eckart" if plan.method != "plain" else "plain", *(Path(o).name for o in others)],
             "data": [os.fspath(text) for text in texts],
-            "tokens": evaluate_tokens if isinstance(evaluate_tokens, int) else list(evaluate_tokens),
-            "context": context,
-            "seed": seed,
+            "tokens": wanted.tokens if isinstance(wanted.tokens, int) else list(wanted.tokens),
+            "context": wanted.context,
+            "seed": wanted.seed,
             "plan": plan.to_json(),
         },
         progress,

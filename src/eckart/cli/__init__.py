@@ -1,1 +1,240 @@
-def main() -> None: ...
+"""The command line. Each verb parses its arguments, calls one public function and shows what that returns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Optional
+
+import typer
+
+from eckart.cli._run import print_json, running
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    name="eckart",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    help="The singular value decomposition for deep learning: compress trained models and see what that costs.",
+    epilog="Start with: eckart compress MODEL --keep 0.8 --data train.txt --evaluate test.txt -o OUT",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print strict JSON on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+Device = Annotated[Optional[str], typer.Option(help="Where to compute: cpu, cuda (not verified), …")]  # noqa: UP045
+ModelPath = Annotated[str, typer.Argument(help="Hugging Face folder or hub id, or a .gguf file.", show_default=False)]
+Data = Annotated[
+    Optional[list[Path]],  # noqa: UP045  typer reads the annotation at run time
+    typer.Option(help="UTF-8 text to calibrate on, like what the model is for; may be repeated."),
+]
+Evaluate = Annotated[
+    Optional[list[Path]],  # noqa: UP045
+    typer.Option(help="UTF-8 text to measure on, not used for calibration; may be repeated."),
+]
+Keep = Annotated[Optional[float], typer.Option(help="Fraction of all parameters to keep, above 0 and at most 1.")]  # noqa: UP045
+Method = Annotated[str, typer.Option(help="auto, two-sided, input, or plain (truncated SVD of the weights alone).")]
+Layers = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(help="Layer names to change: shell patterns, or re:…; a leading ! excludes. May be repeated."),
+]
+Dtype = Annotated[Optional[str], typer.Option(help="Of the saved weights; default: the source's.")]  # noqa: UP045
+Tokens = Annotated[int, typer.Option(min=2, help="Calibration tokens.")]
+Context = Annotated[int, typer.Option(min=2, help="Tokens a piece of text; perplexity depends on it.")]
+EvaluateTokens = Annotated[
+    Optional[list[int]],  # noqa: UP045
+    typer.Option(help="Tokens to evaluate on: one number, or one for each --evaluate.", show_default="4096"),
+]
+Seed = Annotated[int, typer.Option(help="Of whatever is drawn at random.")]
+
+
+@app.command(epilog="Example: eckart compress org/model --keep 0.8 --data train.txt --evaluate test.txt -o small")
+def compress(
+    model: ModelPath,
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the compressed model.", show_default=False)],
+    keep: Keep = None,
+    plan: Annotated[Optional[Path], typer.Option(help="Use the ranks of this plan, instead of --keep.")] = None,  # noqa: UP045
+    data: Data = None,
+    evaluate: Evaluate = None,
+    method: Method = "auto",
+    layers: Layers = None,
+    dtype: Dtype = None,
+    format: Annotated[Literal["factored", "dense"], typer.Option(help="dense: for any loader; saves no space.")] = (
+        "factored"
+    ),
+    beside: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Another model to measure in the same run; may be repeated."),
+    ] = None,
+    tokens: Tokens = 8192,
+    context: Context = 512,
+    evaluate_tokens: EvaluateTokens = None,
+    max_shard_size: Annotated[str, typer.Option(help="Largest weight file, as 5GB or 800MiB.")] = "5GB",
+    device: Device = None,
+    seed: Seed = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a trained model smaller, save it, reload it in a fresh process and measure it beside the dense one."""
+    import eckart
+    from eckart.cli._progress import progress_shown
+    from eckart.cli._show import show_comparison, show_plan
+
+    with running(as_json=json):
+        with progress_shown(quiet=quiet) as progress:
+            small = eckart.compress(
+                model,
+                keep,
+                plan=plan,
+                data=data,
+                evaluate=evaluate,
+                beside=beside or (),
+                method=method,
+                layers=layers or "*",
+                dtype=dtype,
+                format=format,
+                out=out,
+                tokens=tokens,
+                context=context,
+                evaluate_tokens=evaluate_tokens or 4096,
+                max_shard_size=max_shard_size,
+                device=device,
+                progress=progress,
+                seed=seed,
+            )
+        if small.measurement is None:
+            show_plan(small.plan, as_json=json, saved=small)
+        else:
+            show_comparison(small.measurement, as_json=json, report=out / "report.html")
+
+
+@app.command(epilog="Example: eckart plan org/model --keep 0.8 --data train.txt -o plan.json")
+def plan(
+    model: ModelPath,
+    keep: Annotated[float, typer.Option(help="Fraction of all parameters to keep.", show_default=False)],
+    out: Annotated[Optional[Path], typer.Option("--out", "-o", help="File for the plan, to edit and use.")] = None,  # noqa: UP045
+    data: Data = None,
+    method: Method = "auto",
+    layers: Layers = None,
+    dtype: Dtype = None,
+    tokens: Tokens = 8192,
+    context: Context = 512,
+    device: Device = None,
+    seed: Seed = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say what compress would do to every layer, with exact parameters and bytes, and change nothing."""
+    import eckart
+    from eckart.cli._progress import progress_shown
+    from eckart.cli._show import show_plan
+
+    with running(as_json=json):
+        with progress_shown(quiet=quiet) as progress:
+            made = eckart.plan(
+                model,
+                keep,
+                data=data,
+                method=method,
+                layers=layers or "*",
+                dtype=dtype,
+                tokens=tokens,
+                context=context,
+                device=device,
+                progress=progress,
+                seed=seed,
+            )
+        if out is not None:
+            made.save(out)
+        show_plan(made, as_json=json)
+
+
+@app.command(epilog="Example: eckart compare org/model small --evaluate test.txt --report report.html")
+def compare(
+    models: Annotated[list[str], typer.Argument(help="Two or more models; the first is the baseline.", show_default=False)],
+    evaluate: Evaluate = None,
+    evaluate_tokens: EvaluateTokens = None,
+    context: Context = 512,
+    speed: Annotated[bool, typer.Option(help="Time prefill and decode, in turns.")] = True,
+    report: Annotated[Optional[Path], typer.Option(help="Write a self-contained HTML report here.")] = None,  # noqa: UP045
+    device: Device = None,
+    seed: Seed = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Put models beside each other: parameters, bytes, perplexity, divergence and speed."""
+    import eckart
+    from eckart.cli._progress import progress_shown
+    from eckart.cli._show import show_comparison
+    from eckart.errors import UsageError
+
+    with running(as_json=json):
+        if len(models) < 2:
+            raise UsageError("compare takes two models or more", fix="eckart compare DENSE COMPRESSED")
+        with progress_shown(quiet=quiet) as progress:
+            measurement = eckart.measure(
+                models[1:],
+                baseline=models[0],
+                data=evaluate,
+                tokens=evaluate_tokens or 4096,
+                context=context,
+                speed=speed,
+                device=device,
+                seed=seed,
+                progress=progress,
+            )
+        show_comparison(measurement.to_json(), as_json=json, report=report)
+
+
+@app.command(epilog="Example: eckart report small/eckart_measurement.json -o report.html")
+def report(
+    result: Annotated[Path, typer.Argument(help="JSON of compare or compress.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write.", show_default=False)],
+    json: Json = False,
+) -> None:
+    """Show a saved result again and write its self-contained HTML report."""
+    from eckart.cli._show import show_comparison
+    from eckart.report import read_result
+
+    with running(as_json=json):
+        show_comparison(read_result(result), as_json=json, report=out)
+
+
+@app.command(epilog="Example: eckart inspect model.gguf --json")
+def inspect(
+    model: Annotated[str, typer.Argument(help="Folder, hub id in the cache, .safetensors or .gguf.", show_default=False)],
+    sort: Annotated[Literal["name", "params"], typer.Option(help="Order of the matrices.")] = "params",
+    limit: Annotated[int, typer.Option(min=0, help="Matrices to show; 0 shows all.")] = 20,
+    json: Json = False,
+) -> None:
+    """Show what a model holds and what could be compressed, from its headers alone: no tensor is read."""
+    from eckart.cli._inspect import inspection_shown
+    from eckart.models._inspect import inspect as look
+
+    with running(as_json=json):
+        found = look(model)
+        if json:
+            print_json(found.to_json())
+        else:
+            inspection_shown(found, sort=sort, limit=limit)
+
+
+@app.command(epilog="Example: eckart doctor --rate")
+def doctor(
+    rate: Annotated[bool, typer.Option("--rate", help="Measure this machine's float32 matrix product.")] = False,
+    json: Json = False,
+) -> None:
+    """Show what is installed, which kernels are loaded, what works, and the command that mends what does not."""
+    from eckart.cli._doctor import diagnose, diagnosis_shown
+
+    with running(as_json=json):
+        found = diagnose(rate=rate)
+        if json:
+            print_json(found)
+        else:
+            diagnosis_shown(found)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["render", "run"]
+__all__ = ["diagnose", "diagnosis_shown", "render"]
 
 SCHEMA = "eckart.doctor/1"
 
@@ -38,7 +38,7 @@ _RATE_SIZE = 2048  # a matrix of 16 MiB: larger than most caches, multiplied in 
 _RATE_RUNS = 5
 
 
-def run(*, rate: bool = False) -> dict[str, Any]:
+def diagnose(*, rate: bool = False) -> dict[str, Any]:
     """Return the document of schema eckart.doctor/1. rate: also measure how fast NumPy multiplies float32 matrices."""
     from eckart import _kernels
 
@@ -58,8 +58,15 @@ def run(*, rate: bool = False) -> dict[str, Any]:
     }
 
 
+def diagnosis_shown(document: Mapping[str, Any]) -> None:
+    """Print what `diagnose` found on stdout."""
+    from rich.console import Console
+
+    Console().print(render(document))
+
+
 def render(document: Mapping[str, Any]) -> RenderableType:
-    """Return the document for a terminal."""
+    """Return a document of schema eckart.doctor/1 for a terminal."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text

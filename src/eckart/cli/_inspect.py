@@ -13,38 +13,40 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.tree import Tree
 
-__all__ = ["SORTS", "render", "run"]
+    from eckart.models._inspect import Inspection
+
+__all__ = ["SORTS", "inspection_shown", "render"]
 
 _Row = Mapping[str, Any]
 
 SORTS: dict[str, Callable[[_Row], Any]] = {
     "name": lambda row: 0,  # the files' order
+    "params": lambda row: -row["parameters"],
     "bytes": lambda row: -row["bytes"],
-    "parameters": lambda row: -row["parameters"],
-    "break-even": lambda row: -row["break_even_rank"],
 }
 
 
-def run(model: str) -> dict[str, Any]:
-    """Return the document of schema eckart.inspect/1 for a model; errors are those of `models._source.resolve`."""
-    from eckart.models._inspect import inspect
+def inspection_shown(found: Inspection, *, sort: str = "name", limit: int = 0, tree: bool = False) -> None:
+    """Print what was found on stdout; see `render`."""
+    from rich.console import Console
 
-    return inspect(model).to_json()
+    Console().print(render(found.to_json(), sort=sort, limit=limit, tree=tree))
 
 
-def render(document: Mapping[str, Any], *, sort: str = "name", tree: bool = False) -> RenderableType:
-    """Return the document for a terminal: a summary, then the matrices, like ones in one row, or all tensors as a tree.
+def render(document: _Row, *, sort: str = "name", limit: int = 0, tree: bool = False) -> RenderableType:
+    """Return a document of schema eckart.inspect/1 for a terminal: a summary, then the matrices, like ones in one row.
 
-    UsageError: `sort` is not one of SORTS.
+    limit: the number of rows, 0 for all. tree: all tensors as a tree in their place, whatever the limit. UsageError:
+    `sort` is not one of SORTS.
     """
     if sort not in SORTS:
         raise UsageError(f"cannot sort by {sort!r}", fix=f"one of {', '.join(SORTS)}")
     from rich.console import Group
 
-    return Group(_summary(document), "", _tree(document, sort) if tree else _table(document, sort))
+    return Group(_summary(document), "", _tree(document, sort) if tree else _table(document, sort, limit))
 
 
-def _summary(document: Mapping[str, Any]) -> RenderableType:
+def _summary(document: _Row) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
@@ -72,7 +74,7 @@ def _summary(document: Mapping[str, Any]) -> RenderableType:
     return table
 
 
-def _table(document: Mapping[str, Any], sort: str) -> RenderableType:
+def _table(document: _Row, sort: str, limit: int) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
@@ -87,25 +89,23 @@ def _table(document: Mapping[str, Any], sort: str) -> RenderableType:
     headings = ["count", "rows × columns", "type", *(["rank"] if factored else []), "saves below rank", "share"]
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
-    rows = [(key, _total(group)) for key, group in alike.items()]
-    for (pattern, m, n, rank, dtype), total in sorted(rows, key=lambda row: SORTS[sort](row[1])):
+    rows = sorted(((key, _total(group)) for key, group in alike.items()), key=lambda row: SORTS[sort](row[1]))
+    for (pattern, m, n, rank, dtype), total in rows[: limit or None]:
         cells = [str(total["count"]), f"{m} × {n}", dtype, *([str(rank or "")] if factored else [])]
         cells += [f"{total['break_even_rank']:.1f}", _percent(total["share"])]
         table.add_row(Text(printable(pattern)), *cells)
+    if 0 < limit < len(rows):
+        table.add_row(Text(f"… and {_count(len(rows) - limit, 'row')} more", style="dim"))
     return table
 
 
-def _tree(document: Mapping[str, Any], sort: str) -> Tree:
+def _tree(document: _Row, sort: str) -> Tree:
     from rich.text import Text
     from rich.tree import Tree
 
     from eckart.models._sizes import format_size
 
-    break_even = {matrix["name"]: matrix["break_even_rank"] for matrix in document["matrices"]}
-    rows = [
-        {**tensor, "parameters": prod(tensor["shape"]), "break_even_rank": break_even.get(tensor["name"], 0)}
-        for tensor in document["tensors"]
-    ]
+    rows = [{**tensor, "parameters": prod(tensor["shape"])} for tensor in document["tensors"]]
     root = Tree(Text(printable(document["name"])))
     branches: dict[tuple[str, ...], Tree] = {(): root}
     for row in sorted(rows, key=SORTS[sort]):

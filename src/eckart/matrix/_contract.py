@@ -53,10 +53,10 @@ class Operand(Matrix, Protocol):
         """Return how many numbers one product reads; m + n where that is not known."""
 
     def largest(self) -> float:
-        """Return the size of the entries, to a factor of about sqrt(n): what to divide by so that squares stay in range."""
+        """Return the size of the entries, right to a factor of about sqrt(n); divided by it, squares stay in range."""
 
     def squared_norm(self) -> float | None:
-        """Return an upper bound on ‖A‖_F² that exceeds it only by rounding; None where it would cost n products."""
+        """Return an upper bound on ‖A‖_F² that exceeds it only by rounding; None where it is not at hand."""
 
     def scaled(self, exponent: int) -> Operand:
         """Return 2**exponent A."""

@@ -95,7 +95,7 @@ class Products:
         line = self._product(other, unit, sum(self.shape) - size)[:, 0]
         if np.isfinite(line).all():
             raise NumericalError(
-                f"a product with the matrix leaves the range of {self.dtype} in {axis} {here}, though the entries do not",
+                f"a product with the matrix leaves the range of {self.space.name} in {axis} {here}, its entries do not",
                 fix="divide the matrix by its largest entry",
             )
         there = int(np.argmin(np.isfinite(line)))

@@ -46,10 +46,8 @@ class Dense:
     def largest(self) -> float:
         return float(self.space.xp.max(self.space.xp.abs(self.entries))) if self.stored else 0.0
 
-    def squared_norm(self) -> float:
-        # NumPy and torch sum in pairs or in blocks, so the true error is far below this allowance.
-        rounding = 1 + 4 * self.stored**0.5 * 2.0**-52
-        return float(self.space.xp.sum(self.space.double(self.entries) ** 2)) * rounding
+    def squared_norm(self) -> None:
+        return None
 
     def scaled(self, exponent: int) -> Dense:
         return Dense(power_of_two(self.entries, exponent), self.space)
@@ -70,7 +68,10 @@ def dense(x: Any) -> Dense:
 
 
 def stack(x: Any) -> tuple[tuple[int, ...] | None, list[Dense]]:
-    """Return the leading dimensions of an array (..., m, n), None where it has just two, and its matrices in order."""
+    """Return the leading dimensions of an array (..., m, n), None where it has just two, and its matrices in order.
+
+    Of a stack without matrices one zero matrix is given, so that its shape and type are known.
+    """
     array, space = enter(x)
     if array.ndim < 2:
         raise UsageError(
@@ -81,8 +82,11 @@ def stack(x: Any) -> tuple[tuple[int, ...] | None, list[Dense]]:
     if array.ndim == 2:
         return None, [Dense(array, space)]
     *outer, m, n = (int(size) for size in array.shape)
-    flat = space.xp.reshape(array, (math.prod(outer), m, n))
-    return tuple(outer), [Dense(flat[i], space) for i in range(flat.shape[0])]
+    count = math.prod(outer)
+    if count == 0:
+        return tuple(outer), [Dense(space.xp.zeros((m, n), dtype=space.dtype, device=space.device), space)]
+    flat = space.xp.reshape(array, (count, m, n))
+    return tuple(outer), [Dense(flat[i, ...], space) for i in range(count)]
 
 
 def _require_finite(array: Array, space: Space) -> None:

@@ -23,10 +23,9 @@ def transposed(A: Operand) -> Operand:
 
 def centred(A: Operand) -> Operand:
     """Return A with the mean of each column taken off. Entries in memory are copied; no other kind is formed."""
-    m, n = A.shape
+    m, xp, space = A.shape[0], A.space.xp, A.space
     if m == 0:
         return A
-    xp, space = A.space.xp, A.space
     if A.in_memory:
         mean = xp.mean(space.double(A.entries), axis=0)
         return Dense(space.single(space.double(A.entries) - mean), space)

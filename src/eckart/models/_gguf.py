@@ -24,6 +24,7 @@ _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<
 _STRING, _ARRAY = 8, 9
 _MAX_KEPT = 65_536  # bytes; a longer text (an embedded tokenizer) is skipped
 _MAX_STRINGS = 20_000_000  # skipped one by one, about a second's work; the largest vocabularies have under a million
+_MAX_ITEMS = 1_000_000  # tensors, and pairs of metadata; real files have thousands and dozens
 _MAX_DIMENSIONS = 4
 
 # type number: name, values in a block, bytes in a block
@@ -110,6 +111,8 @@ class _Reader:
             self.fail(f"is GGUF version {version}; versions 2 and 3, little-endian, can be read")
         tensors = self.count("<Q", 24, "tensors")
         pairs = self.count("<Q", 13, "metadata pairs")
+        if max(tensors, pairs) > _MAX_ITEMS:
+            self.fail(f"announces {tensors} tensors and {pairs} metadata pairs; the limit is {_MAX_ITEMS}")
         metadata = self.metadata(pairs)
         if metadata.get("split.count", 1) not in (0, 1):
             self.fail("is one part of a split model", fix="join the parts first: llama-gguf-split --merge PART-1 OUT")
@@ -140,11 +143,14 @@ class _Reader:
             return self.number(_SCALARS[kind])
         if kind == _STRING:
             length = self.count("<Q", 1, "bytes of text")
-            raw = self.take(length) if length <= _MAX_KEPT else self.skip(length)
-            return None if raw is None else self.decoded(raw, key)
-        if kind == _ARRAY:
-            return self.skip_array(key)
-        return self.fail(f"has a value of unknown type {kind} under {key[:80]!r}")
+            if length <= _MAX_KEPT:
+                return self.decoded(self.take(length), key)
+            self.skip(length)
+        elif kind == _ARRAY:
+            self.skip_array(key)
+        else:
+            self.fail(f"has a value of unknown type {kind} under {key[:80]!r}")
+        return None
 
     def skip_array(self, key: str) -> None:
         kind = self.number("<I")

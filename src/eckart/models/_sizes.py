@@ -32,7 +32,7 @@ def parse_size(text: str | int) -> int:
 
 
 def format_size(size: int) -> str:
-    """Return `size` bytes in decimal units with two significant digits or more.
+    """Return `size` bytes in decimal units with at least the two leading digits.
 
     >>> format_size(4_900_000_000), format_size(98_362_432), format_size(999)
     ('4.9 GB', '98 MB', '999 B')
@@ -42,4 +42,4 @@ def format_size(size: int) -> str:
         if value < 999.5 or unit == "TB":
             break
         value /= 1000
-    return f"{value:.3g} {unit}" if value < 9.95 and unit != "B" else f"{value:,.0f} {unit}"
+    return f"{value:.2g} {unit}" if value < 9.95 and unit != "B" else f"{value:,.0f} {unit}"

@@ -1,0 +1,185 @@
+"""One matrix from entry to exit: bring it to the form that algorithms expect, run one of them, measure what it gave."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from eckart._algorithms._accuracy import bounds, residuals
+from eckart._algorithms._factors import Factors
+from eckart._algorithms._table import Problem, admissible, cheapest
+from eckart._arrays import Array, Space, power_of_two, to_numpy
+from eckart.errors import NumericalError
+from eckart.matrix import Counted, Operand, centred, transposed
+
+__all__ = ["Goal", "Solution", "Work", "find", "finish", "prepare", "rank_within"]
+
+ORDINARY_EXPONENT = 16  # entries between 2**-16 and 2**16 have squares far inside every float's range: no scaled copy
+SIGN_MARGIN = 2.0**-10  # two of a vector's largest entries that differ by less are equal, lest rounding choose its sign
+WORKING_RESIDUAL = 8  # in units of eps sqrt(max(m, n)) s_1; LAPACK's residuals stay below 2 of them
+FIRST_RANK = 16  # the first rank tried where a size of the error is asked for; then twice as many
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What was asked: a rank or a relative Frobenius error, the largest relative residual, which method, which seed."""
+
+    k: int | None
+    error: float | None
+    tol: float | None
+    method: str
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """A matrix as algorithms expect it, m >= n and entries of order 1: A (or Aᵀ) times 2**-exponent."""
+
+    A: Counted
+    flipped: bool
+    exponent: int
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """What is known of one matrix in the end: the fields of SVD. residuals are in the type of the computation."""
+
+    U: Array
+    s: Array
+    Vt: Array
+    residuals: Array
+    spectral: float
+    frobenius: float
+    method: str
+    passes: int
+    converged: bool
+
+
+def prepare(A: Operand, center: bool) -> Work:
+    """Return A, or A with its column means taken off, as algorithms expect it. Transposition is handled here alone."""
+    exponent = math.frexp(A.largest())[1]
+    if abs(exponent) <= ORDINARY_EXPONENT:
+        exponent = 0
+    if exponent:
+        A = A.scaled(-exponent)
+    if center:
+        A = centred(A)
+    flipped = A.shape[0] < A.shape[1]
+    return Work(Counted(transposed(A) if flipped else A, passes=1 + center), flipped, exponent)
+
+
+def find(work: Work, goal: Goal) -> tuple[Factors, int]:
+    """Return factors of at least the rank that meets the goal, and that rank."""
+    A = work.A
+    tol = goal.tol if goal.tol is not None else _working_residual(A, A.space.eps)
+    for k, norm in _trials(A, goal):
+        factors = _run(A, k, tol, goal)
+        if goal.error is None:
+            return factors, k
+        s = to_numpy(factors.s).astype(np.float64)
+        left_out = 0.0 if norm is None else max(norm - float(s @ s), 0.0)
+        rank = rank_within(s[None], np.array([[left_out]]), goal.error, A.space.eps)
+        if rank is not None:
+            break
+    return factors, k if rank is None else rank
+
+
+def finish(work: Work, factors: Factors, k: int, tol: float | None) -> Solution:
+    """Return the first k triplets in the type, scale, orientation and sign of the result, and measure them as they are.
+
+    NumericalError: a singular value outside the range of the type.
+    """
+    A, space = work.A, work.A.space
+    U, s, Vt = factors.U[:, :k], factors.s[:k], factors.Vt[:k, :]
+    signs = _signs(space, U.T if work.flipped else Vt)
+    U, Vt = (_own(space, x) for x in (U * signs, Vt * signs[:, None]))
+    s = _own(space, power_of_two(s, work.exponent))
+    if not bool(space.xp.all(space.xp.isfinite(s))):
+        raise NumericalError(
+            f"the largest singular value is outside the range of {s.dtype}",
+            fix="pass the matrix in a wider type, or divided by its largest entry",
+            code="E-range",
+        )
+    scaled = power_of_two(space.double(s), -work.exponent)
+    measured = residuals(A, U, scaled, Vt)
+    spectral, frobenius = (_times_power_of_two(x, work.exponent) for x in bounds(A, U, scaled, Vt))
+    if tol is None:
+        tol = _working_residual(A, space.returned_eps)
+    return Solution(
+        U=Vt.T if work.flipped else U,
+        s=s,
+        Vt=U.T if work.flipped else Vt,
+        residuals=space.asarray(power_of_two(measured, work.exponent)),
+        spectral=spectral,
+        frobenius=frobenius,
+        method=factors.method,
+        passes=A.passes,
+        converged=factors.sound and bool(np.all(measured <= tol * float(scaled[0]) if k else True)),
+    )
+
+
+def rank_within(s: Any, left_out: Any, error: float, eps: float) -> int | None:
+    """Return the smallest k with ‖A - A_k‖_F ≤ error ‖A‖_F, up to rounding, for every row of s; None where none is.
+
+    s: (b, r), NumPy, descending; left_out: (b, 1), ‖A‖_F² without the r values.
+    """
+    smallest_first = np.concatenate([left_out, s[:, ::-1] ** 2], axis=1)
+    tails = np.cumsum(smallest_first, axis=1)[:, ::-1]
+    within = (tails <= error**2 * tails[:, :1] * (1 + 16 * eps)).all(axis=0)
+    return int(np.argmax(within)) if within.any() else None
+
+
+def _trials(A: Operand, goal: Goal) -> Iterator[tuple[int, float | None]]:
+    """Give ranks to try, each with ‖A‖_F², which is None at the full rank, where s says it without cancellation."""
+    m, n = A.shape
+    if goal.error is None:
+        yield n if goal.k is None else goal.k, None
+        return
+    norm = A.squared_norm()
+    reliable = goal.error**2 > 64 * (m + n) * A.space.eps
+    k = FIRST_RANK
+    while norm is not None and reliable and 4 * k < n:
+        yield k, norm
+        k *= 2
+    yield n, None
+
+
+def _run(A: Operand, k: int, tol: float, goal: Goal) -> Factors:
+    m, n = A.shape
+    problem = Problem(m, n, k, A.stored, A.in_memory)
+    row = cheapest(admissible(problem, goal.method), problem)
+    if k == 0:
+        nothing = A.space.unit(m, 0, 0), A.space.unit(1, 0, 0)[0, :], A.space.unit(n, 0, 0).T
+        return Factors(*nothing, row.name)
+    return row.run(A, k, tol, goal.seed)
+
+
+def _working_residual(A: Operand, eps: float) -> float:
+    return WORKING_RESIDUAL * eps * math.sqrt(max(A.shape))
+
+
+def _signs(space: Space, rows: Array) -> Array:
+    """Return ±1 for each row such that the first entry within SIGN_MARGIN of its largest becomes positive."""
+    xp = space.xp
+    if 0 in rows.shape:
+        return xp.sum(rows, axis=1) + 1
+    size = xp.abs(rows)
+    large = size >= (1 - SIGN_MARGIN) * xp.max(size, axis=1, keepdims=True)
+    first = large & (xp.cumulative_sum(xp.astype(large, xp.int64), axis=1) == 1)
+    return xp.sum(xp.where(first, xp.sign(rows), 0 * rows), axis=1)
+
+
+def _own(space: Space, x: Array) -> Array:
+    """Return x in the type of the results, in memory that is not shared with anything larger."""
+    return space.xp.asarray(space.leave(x), copy=True)
+
+
+def _times_power_of_two(x: float, exponent: int) -> float:
+    try:
+        return math.ldexp(x, exponent)
+    except OverflowError:
+        return math.inf

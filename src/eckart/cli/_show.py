@@ -1,0 +1,50 @@
+"""Results on stdout: tables for people, JSON for programs; and the report beside them."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from eckart.cli._run import print_json
+
+__all__ = ["show_comparison", "show_plan"]
+
+
+def show_comparison(result: dict[str, Any], *, as_json: bool, report: Path | None) -> None:
+    """Print a measurement, schema "eckart.compare/1", its bad news first, and write its report."""
+    from eckart._table import headline, rows
+    from eckart.report import write_report
+
+    if not result["command"]:
+        result = {**result, "command": shlex.join(["eckart", *sys.argv[1:]])}
+    if report is not None:
+        write_report(result, report)
+    if as_json:
+        print_json(result)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    head, *lines = rows(result)
+    table = Table(*head, title=headline(result), title_justify="left", title_style="bold")
+    for line in lines:
+        table.add_row(*line)
+    Console().print(table)
+    for warning in result["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
+    if report is not None:
+        print(f"report: {report}", file=sys.stderr)
+
+
+def show_plan(plan: Any, *, as_json: bool, saved: Any = None) -> None:
+    """Print a plan; and where the model was saved, if it was, with the sizes of input and output."""
+    if as_json:
+        print_json({**plan.to_json(), **({} if saved is None else {"saved": saved.path})})
+        return
+    if saved is not None:
+        grown = "" if saved.input_bytes <= saved.source_bytes else " (MORE than the input file's)"
+        print(f"{saved.path}: {saved.input_bytes:,} bytes of weights{grown}, from {saved.source_bytes:,} in the input")
+        print(f"next: eckart compare MODEL {shlex.quote(saved.path)} --evaluate test.txt", file=sys.stderr)
+    print(plan)
