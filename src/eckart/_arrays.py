@@ -98,7 +98,7 @@ def enter(x: Any) -> tuple[Array, Space]:
     if adapter is None:
         raise UsageError(
             f"{type(x).__module__}.{type(x).__qualname__} is not an array of a known framework",
-            fix=f"pass one of {', '.join(sorted(frameworks))}",
+            fix="pass a NumPy array, a torch tensor or nested lists",
         )
     array = adapter(x)
     space = space_of(array)

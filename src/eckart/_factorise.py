@@ -4,7 +4,7 @@ With input Gram G = E[x xᵀ] and output-gradient Gram Γ = E[g gᵀ], G = X X�
 minimises ‖Yᵀ(W - W_k)X‖_F is Y⁻ᵀ (U_k S_k V_kᵀ) X⁻¹ for U S Vᵀ = Yᵀ W X. Of the two roots only one is ever inverted:
 Y⁻ᵀ U S Vᵀ X⁻¹ = (W X V) (Vᵀ X⁻¹) = (Y⁻ᵀ U) (Uᵀ Yᵀ W); the smaller side is the cheaper one.
 
-Sources: Eckart & Young 1936; for the one-sided form SVD-LLM (arXiv 2403.07378); for both sides K-FAC (arXiv 1503.05671).
+Sources: Eckart & Young 1936; one-sided, SVD-LLM (arXiv 2403.07378); the two-sided metric, K-FAC (arXiv 1503.05671).
 """
 
 from __future__ import annotations
@@ -128,16 +128,20 @@ def _root(gram: torch.Tensor) -> torch.Tensor:
     """Return R with R Rᵀ = gram: lower triangular by Cholesky, or symmetric by eigendecomposition where that fails."""
     import torch
 
+    lower: torch.Tensor
     lower, failed = torch.linalg.cholesky_ex(gram)
     if not failed:
         return lower
+    values: torch.Tensor
     values, vectors = torch.linalg.eigh(gram)
     floor = torch.finfo(gram.dtype).eps * len(gram) * values[-1].clamp_min(_TINY)
-    return (vectors * values.clamp_min(floor).sqrt()) @ vectors.T
+    symmetric: torch.Tensor = (vectors * values.clamp_min(floor).sqrt()) @ vectors.T
+    return symmetric
 
 
 def _solve(root: torch.Tensor, right: torch.Tensor, *, left: bool) -> torch.Tensor:
     """Return root⁻¹ right (left) or right root⁻¹."""
     import torch
 
-    return torch.linalg.solve(root, right, left=left)
+    solved: torch.Tensor = torch.linalg.solve(root, right, left=left)
+    return solved

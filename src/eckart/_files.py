@@ -72,7 +72,7 @@ def refuse_existing(path: Path) -> None:
 
 
 def dump_json(value: Any) -> str:
-    """Return strict JSON with sorted keys; a float that is not finite is a ValueError, since JSON has no word for it."""
+    """Return strict JSON with sorted keys; a float that is not finite is a ValueError: JSON has no word for it."""
     return json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
 
 

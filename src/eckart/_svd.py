@@ -112,18 +112,11 @@ class SVD:
         InputError: no such file, another kind of file, or one that is damaged. Nothing in it is executed.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
-                return _read(file)
-        except (
-            OSError,
-            EOFError,
-            ValueError,
-            TypeError,
-            KeyError,
-            AttributeError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as error:
+            with open(path, "rb") as opened:
+                return _read(np.load(opened, allow_pickle=False))
+        except OSError as error:
+            raise InputError(f"{path} cannot be read", why=error.strerror or str(error), file=str(path)) from error
+        except (EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             raise InputError(
                 f"{path} is not an SVD that Eckart saved",
                 why=str(error),
@@ -225,7 +218,9 @@ def _stacked(outer: tuple[int, ...], solutions: list[algorithms.Solution]) -> SV
 
 
 def _read(file: Any) -> SVD:
-    """Return the SVD in an opened .npz file; ValueError or KeyError where it is not whole and consistent."""
+    """Return the SVD in a loaded .npz file; ValueError or KeyError where it is not whole and consistent."""
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise ValueError("it holds one array and no names")
     if int(file["format"]) != FILE_FORMAT:
         raise ValueError(f"its format is {int(file['format'])}, and this version of Eckart reads format {FILE_FORMAT}")
     arrays = {name: file[name] for name in (*ARRAYS, "spectral", "frobenius")}

@@ -3,9 +3,9 @@
 EckartError                                      status
 ├─ UsageError (ValueError)                       2   the call itself is wrong: an argument, a plan, a name
 │  └─ RankError                                  2   a rank that the matrix cannot have
-├─ InputError (ValueError)                       3   a file is missing, malformed, cut short, or of a kind not supported
+├─ InputError (ValueError)                       3   a file is missing, malformed, cut short, or of an unknown kind
 ├─ UnsafeInputError                              4   a file was refused because loading it could do harm
-├─ OutputError (OSError)                         5   the result cannot be written: folder exists, disk full, no permission
+├─ OutputError (OSError)                         5   the result cannot be written: it exists, disk full, no permission
 ├─ BudgetError (ValueError)                      6   the size asked for cannot be reached, or memory is short
 ├─ NumericalError (ArithmeticError)              7   NaN or infinity in the data, or no convergence
 └─ MissingExtraError (ImportError)               8   an optional dependency is not installed
@@ -81,5 +81,5 @@ class MissingExtraError(EckartError, ImportError):
 
 
 def printable(text: str) -> str:
-    """Return text with control, bidirectional and unpaired-surrogate characters escaped, so that a hostile name stays inert."""
+    """Return text with control, bidirectional and surrogate characters escaped, so that a hostile name stays inert."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -97,7 +97,8 @@ def finish(work: Work, factors: Factors, k: int, tol: float | None) -> Solution:
     U, s, Vt = factors.U[:, :k], factors.s[:k], factors.Vt[:k, :]
     signs = _signs(space, U.T if work.flipped else Vt)
     U, Vt = (_own(space, x) for x in (U * signs, Vt * signs[:, None]))
-    s = _own(space, power_of_two(s, work.exponent))
+    with np.errstate(over="ignore"):
+        s = _own(space, power_of_two(s, work.exponent))
     if not bool(space.xp.all(space.xp.isfinite(s))):
         raise NumericalError(
             f"the largest singular value is outside the range of {s.dtype}",

@@ -1,6 +1,6 @@
 """Choosing one option a layer within a budget: a knapsack solved by one Lagrange multiplier, or uniformly.
 
-Everett 1963: for any λ ≥ 0 the choices that minimise loss + λ·cost layer by layer are the best ones at their total cost.
+Everett 1963: for any λ ≥ 0 the choices that minimise loss + λ·cost layer by layer are the best ones at their cost.
 """
 
 from __future__ import annotations

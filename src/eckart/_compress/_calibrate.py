@@ -99,4 +99,3 @@ def _sweep(
         for name in inside:
             take(name, taps)
     progress("calibrating", steps, steps)
-

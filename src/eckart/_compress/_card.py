@@ -11,9 +11,7 @@ if TYPE_CHECKING:
 __all__ = ["model_card"]
 
 
-def model_card(
-    small: HuggingFaceModel, dense: HuggingFaceModel, plan: Plan, measurement: dict[str, Any] | None
-) -> str:
+def model_card(small: HuggingFaceModel, dense: HuggingFaceModel, plan: Plan, measurement: dict[str, Any] | None) -> str:
     """Return the README.md of the saved folder, with the front matter that model hubs read."""
     import eckart
 

@@ -1,4 +1,4 @@
-"""From a compressed model in memory to a checked folder: save, reload in a fresh process, compare, measure, describe."""
+"""From a compressed model in memory to a checked folder: save, reload in a fresh process, measure, describe."""
 
 from __future__ import annotations
 
@@ -81,9 +81,7 @@ def _check_reloaded(small: HuggingFaceModel, folder: Path, progress: Progress) -
     progress("checking the saved files", 0, 1)
     vocabulary = small.module.get_input_embeddings().num_embeddings
     tokens = torch.randint(0, vocabulary, (min(PROBE, small.context // 2),), generator=torch.Generator().manual_seed(0))
-    again = in_fresh_process(
-        {"work": "probe", "path": str(folder), "tokens": tokens.tolist(), "generate": GENERATED}
-    )
+    again = in_fresh_process({"work": "probe", "path": str(folder), "tokens": tokens.tolist(), "generate": GENERATED})
     here = small.run(tokens[None])[0].double().flatten()[-PROBED:]
     if not torch.isfinite(here).all():
         raise NumericalError("the compressed model's outputs are not finite", fix="a larger keep, or --dtype float32")

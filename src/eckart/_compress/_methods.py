@@ -35,7 +35,7 @@ class Method:
 
 
 def _second_order(cut: Truncation) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    """½ Σ_{i>k} s_i²: the second-order term of the mean next-token loss, its Hessian taken as the Fisher matrix Γ ⊗ G."""
+    """½ Σ_{i>k} s_i²: second-order term of the mean next-token loss, its Hessian taken as the Fisher matrix Γ ⊗ G."""
     return cut.losses / 2
 
 

@@ -1,4 +1,4 @@
-"""The plan of a compression: which layer becomes what, and what that costs. Data: it prints, saves and can be edited."""
+"""The plan of a compression: which layer becomes what, and what that costs. Data: it prints, saves, can be edited."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Plan:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the plan as JSON values, schema "eckart.plan/1"; only `layers[].option` decides anything on loading."""
+        """Return the plan as JSON values, schema "eckart.plan/1"; on loading only `layers[].option` decides."""
         names = ("model", "method", "keep", "dtype", "seed", "unit", "parameters_before", "parameters_after")
         return {
             "schema": SCHEMA,
@@ -118,7 +118,9 @@ class Plan:
         try:
             value = json.loads(Path(path).read_bytes())
         except OSError as error:
-            raise InputError(f"cannot read the plan {path}: {error.strerror}", file=str(path), code="E-missing") from error
+            raise InputError(
+                f"cannot read the plan {path}: {error.strerror}", file=str(path), code="E-missing"
+            ) from error
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path} is not JSON: {error}", file=str(path)) from error
         return cls.from_json(value)

@@ -28,7 +28,7 @@ def most_useful_rank(layer: Layer) -> int:
 
 
 def ranks_on_offer(layer: Layer, method: Method) -> list[int]:
-    """Return 1 and the multiples of 8 (for uniform ranks, all) that save parameters; [] for a layer too small to save."""
+    """Return 1 and the multiples of 8 (for uniform ranks, all) that save parameters; [] where no rank does."""
     last = most_useful_rank(layer)
     step = 1 if method.uniform else RANK_STEP
     return sorted({k for k in (1, *range(step, last + 1, step)) if k <= last})
@@ -76,8 +76,8 @@ def choose_ranks(
     if cheapest(choices) > budget:
         least = (cheapest(choices) + fixed) / total
         raise BudgetError(
-            f"keep = {keep:g} leaves {int(keep * total):,} of {total:,} parameters, but {fixed:,} are in layers that stay "
-            f"dense, and the rest takes at least {cheapest(choices):,.0f}",
+            f"keep = {keep:g} leaves {int(keep * total):,} of {total:,} parameters, but {fixed:,} are in layers that "
+            f"stay dense, and the rest takes at least {cheapest(choices):,.0f}",
             fix=f"keep >= {np.ceil(least * 1000) / 1000:g}, or let layers= take in more layers",
         )
     if method.uniform:

@@ -151,7 +151,9 @@ def plan(
 
 @app.command(epilog="Example: eckart compare org/model small --evaluate test.txt --report report.html")
 def compare(
-    models: Annotated[list[str], typer.Argument(help="Two or more models; the first is the baseline.", show_default=False)],
+    models: Annotated[
+        list[str], typer.Argument(help="Two or more models; the first is the baseline.", show_default=False)
+    ],
     evaluate: Evaluate = None,
     evaluate_tokens: EvaluateTokens = None,
     context: Context = 512,
@@ -202,7 +204,9 @@ def report(
 
 @app.command(epilog="Example: eckart inspect model.gguf --json")
 def inspect(
-    model: Annotated[str, typer.Argument(help="Folder, hub id in the cache, .safetensors or .gguf.", show_default=False)],
+    model: Annotated[
+        str, typer.Argument(help="Folder, hub id in the cache, .safetensors or .gguf.", show_default=False)
+    ],
     sort: Annotated[Literal["name", "params"], typer.Option(help="Order of the matrices.")] = "params",
     limit: Annotated[int, typer.Option(min=0, help="Matrices to show; 0 shows all.")] = 20,
     json: Json = False,

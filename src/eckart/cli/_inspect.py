@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["SORTS", "inspection_shown", "render"]
 
 _Row = Mapping[str, Any]
+_PIPE_WIDTH = 200
 
 SORTS: dict[str, Callable[[_Row], Any]] = {
     "name": lambda row: 0,  # the files' order
@@ -27,10 +29,10 @@ SORTS: dict[str, Callable[[_Row], Any]] = {
 
 
 def inspection_shown(found: Inspection, *, sort: str = "name", limit: int = 0, tree: bool = False) -> None:
-    """Print what was found on stdout; see `render`."""
+    """Print what was found on stdout; see `render`. A pipe gets long lines, so that a name stays in one of them."""
     from rich.console import Console
 
-    Console().print(render(found.to_json(), sort=sort, limit=limit, tree=tree))
+    Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(render(found.to_json(), sort=sort, limit=limit, tree=tree))
 
 
 def render(document: _Row, *, sort: str = "name", limit: int = 0, tree: bool = False) -> RenderableType:

@@ -33,7 +33,7 @@ def as_matrix(x: object) -> Operand:
         return products(x)
     raise UsageError(
         f"{type(x).__module__}.{type(x).__qualname__} is not a matrix",
-        fix=f"pass one of {', '.join(sorted(kinds))}, or an object with shape, dtype, matmat and rmatmat",
+        fix="pass an array, a scipy.sparse matrix, or an object with shape, dtype, matmat and rmatmat",
     )
 
 

@@ -67,9 +67,11 @@ class Products:
         try:
             with np.errstate(invalid="ignore", over="ignore"):  # a NaN is reported below, with its place
                 product = np.asarray(multiply(self.space.single(block)))
-        except NotImplementedError as error:
+        except (NotImplementedError, TypeError) as error:  # what a LinearOperator without its adjoint raises
             raise UsageError(
-                "the matrix gives only one of the products A X and Aᵀ Y", fix="define both matmat and rmatmat"
+                "the matrix failed to give one of its products",
+                why=str(error),
+                fix="define both A X (matmat, matvec) and Aᵀ Y (rmatmat, rmatvec)",
             ) from error
         if product.shape != (size, block.shape[1]):
             raise UsageError(

@@ -22,7 +22,7 @@ Loss = Callable[[Any, torch.Tensor], torch.Tensor]
 
 
 def block_names(module: nn.Module) -> list[str]:
-    """Return the names of the repeated blocks: the outermost list of equal modules that holds most parameters, or []."""
+    """Return the names of the repeated blocks: the list of equal modules that holds most parameters, or []."""
     lists = [
         (sum(p.numel() for p in child.parameters()), name, len(child))
         for name, child in module.named_modules()
@@ -61,7 +61,9 @@ class BlockRunner:
     def forward(self, i: int) -> None:
         """Run block i on every batch: states[i] to states[i + 1]."""
         with self._moved(self.blocks[i]) as block:
-            self.states[i + 1] = [self._call(block, i, b, state).to(self.home) for b, state in enumerate(self.states[i])]
+            self.states[i + 1] = [
+                self._call(block, i, b, state).to(self.home) for b, state in enumerate(self.states[i])
+            ]
 
     def tail(self, loss: Loss) -> list[torch.Tensor]:
         """Run what comes after the last block and return the gradient of the loss in its output, for every batch."""
@@ -146,7 +148,7 @@ def check_blocks_stand_alone(module: nn.Module, blocks: Sequence[nn.Module], tok
     scale = torch.finfo(whole.dtype).eps * whole.abs().max()
     if not (apart - whole).abs().max() <= 1e4 * scale:
         raise InputError(
-            f"{type(module).__name__} cannot be calibrated block by block: its blocks exchange more than a hidden state",
+            f"{type(module).__name__} cannot be calibrated block by block: its blocks exchange more than hidden states",
             why=f"run apart they give outputs that differ by {float((apart - whole).abs().max()):.3g}",
             fix="use method='plain', which needs no calibration",
             code="E-architecture",

@@ -143,7 +143,10 @@ def _rename_weights(folder: Path) -> None:
 
         names = [info.name for info in read_header(single)]
         total = single.stat().st_size
-        index = {"metadata": {"total_size": total}, "weight_map": dict.fromkeys(names, f"{STEM}-00001-of-00001.safetensors")}
+        index = {
+            "metadata": {"total_size": total},
+            "weight_map": dict.fromkeys(names, f"{STEM}-00001-of-00001.safetensors"),
+        }
         single.rename(folder / f"{STEM}-00001-of-00001.safetensors")
     else:
         index = json.loads(index_path.read_text())
@@ -152,5 +155,3 @@ def _rename_weights(folder: Path) -> None:
         index["weight_map"] = {name: file.replace("model", STEM, 1) for name, file in index["weight_map"].items()}
         index_path.unlink()
     (folder / f"{STEM}.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-
-

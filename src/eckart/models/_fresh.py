@@ -86,9 +86,9 @@ def main() -> None:
 
     from eckart.models._measure import measure_for_fresh_process
 
-    work = {"probe": probe, "measure": measure_for_fresh_process}[request.pop("work")]
+    work = request.pop("work")
     try:
-        answer: Any = work(**request) if work is probe else work(**request, progress=report)
+        answer: Any = probe(**request) if work == "probe" else measure_for_fresh_process(progress=report, **request)
     except EckartError as error:
         fields = {name: getattr(error, name) for name in ("message", "why", "fix", "file", "tensor", "code")}
         send({"error": {"kind": type(error).__name__, **fields}})

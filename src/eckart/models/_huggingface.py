@@ -1,4 +1,4 @@
-"""Models of the transformers library: folders, hub ids and GGUF files; dense ones and those that Eckart has factored."""
+"""Models of the transformers library: dense ones and those that Eckart has factored."""
 
 from __future__ import annotations
 
@@ -91,7 +91,9 @@ class HuggingFaceModel:
     def layers(self) -> dict[str, Layer]:
         """Return every Linear, Conv1D and Embedding; those inside a factored layer are part of it and not listed."""
         modules = dict(self.module.named_modules())
-        inside = {f"{name}.{part}" for name, m in modules.items() if isinstance(m, FactorPair) for part in ("down", "up")}
+        inside = {
+            f"{name}.{part}" for name, m in modules.items() if isinstance(m, FactorPair) for part in ("down", "up")
+        }
         found = {name: m for name, m in modules.items() if name not in inside and layer_type(m) is not None}
         groups = _groups(found)
         tied = _tied(found)
@@ -112,7 +114,9 @@ class HuggingFaceModel:
     def runner(self, batches: Sequence[torch.Tensor], device: Any = None) -> BlockRunner:
         """Return what runs these batches of token ids one block at a time; InputError where that cannot be done."""
         if self.module.config.is_encoder_decoder:
-            raise InputError(f"{self.model_type} is an encoder-decoder, which cannot be calibrated yet", fix="method='plain'")
+            raise InputError(
+                f"{self.model_type} is an encoder-decoder, which cannot be calibrated", fix="method='plain'"
+            )
         blocks = [self.module.get_submodule(name) for name in self.blocks()]
         check_blocks_stand_alone(self.module, blocks, batches[0][:1, :32].to(self.module.device))
         return BlockRunner(self.module, blocks, batches, device or self.module.device)
@@ -234,7 +238,7 @@ def _tied(found: Mapping[str, nn.Module]) -> dict[str, str]:
 def _groups(found: Mapping[str, nn.Module]) -> dict[str, tuple[str, ...]]:
     """Return for each layer the layers that models/groups.toml says read the same input, itself included."""
     table = tomllib.loads(resources.files("eckart.models").joinpath("groups.toml").read_text())["shared_input"]
-    groups = {name: (name,) for name in found}
+    groups: dict[str, tuple[str, ...]] = {name: (name,) for name in found}
     for name in found:
         parent, _, leaf = name.rpartition(".")
         for leaves in table:
@@ -246,4 +250,3 @@ def _groups(found: Mapping[str, nn.Module]) -> dict[str, tuple[str, ...]]:
 
 def _dtype_name(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
-

@@ -141,7 +141,7 @@ def layer_type(module: nn.Module) -> LayerType | None:
 
 
 def placeholder(module: nn.Module, option: Option) -> nn.Module:
-    """Return the layer of `option` in the place of `module`, values unset: the shape that a saved model is read into."""
+    """Return the layer of `option` in the place of `module`, values unset: what a saved model is read into."""
     kind = layer_type(module)
     assert kind is not None
     return kind.factored(module, option, None)

@@ -9,6 +9,7 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ class Measurement:
     warnings: tuple[str, ...] = field(default=())
 
     def to_json(self) -> dict[str, Any]:
-        """Return the result as strict JSON values; a number that is not finite becomes null and is named in a warning."""
+        """Return the result as strict JSON values; a number that is not finite becomes null, and a warning names it."""
         strange: list[str] = []
         value = _strict(asdict(self), "", strange)
         value["warnings"] = [*value["warnings"], *(f"{name} is not finite" for name in strange)]
@@ -82,9 +83,9 @@ def measure(
     """Measure one model, or several beside each other.
 
     model: a model, what `open_model` takes, or a sequence of these. baseline: the dense model that they came from;
-    ratios and divergences are against it. data: UTF-8 text files, on which perplexity is measured over the first
-    `tokens` tokens (one number, or one for each text) in non-overlapping pieces of `context`; no token is dropped. speed: time prefill and decode
-    in turns. InputError, UsageError: a model or text that cannot be used.
+    ratios and divergences are against it. data: UTF-8 text files, on which perplexity is measured over the
+    first `tokens` tokens (one number, or one for each text) in non-overlapping pieces of `context`; none is dropped.
+    speed: time prefill and decode in turns. InputError, UsageError: a model or text that cannot be used.
     """
     from eckart.models import open_model
     from eckart.models._huggingface import HuggingFaceModel
@@ -134,7 +135,7 @@ def _measure(
     pieces = None
     for text, count in zip(texts, counts, strict=True):
         pieces = contexts(models[0].tokenizer, text, context=context, count=max(1, count // context))
-        results[text.name] = quality(models, pieces, lambda _, done, total, n=text.name: progress(n, done, total))
+        results[text.name] = quality(models, pieces, partial(_renamed, progress, text.name))
         used.append({"name": text.name, "tokens": pieces.numel(), "context": pieces.shape[1], "sha256": text.sha256})
     settings = SpeedSettings()
     timed: list[Any] = [None] * len(models)
@@ -158,6 +159,10 @@ def _measure(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         seed=seed,
     )
+
+
+def _renamed(progress: Progress, name: str, stage: str, done: int, total: int) -> None:
+    progress(f"{stage} on {name}", done, total)
 
 
 def _label(model: Any, i: int) -> str:

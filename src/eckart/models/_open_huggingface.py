@@ -195,5 +195,3 @@ def _quiet_transformers() -> Iterator[Any]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-

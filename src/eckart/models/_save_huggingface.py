@@ -44,31 +44,31 @@ def save(model: HuggingFaceModel, folder: Path, *, dtype: str, max_shard_bytes: 
     return write_sharded(folder, tensors, stem=stem, max_shard_bytes=max_shard_bytes)
 
 
-def predicted_bytes(
-    model: HuggingFaceModel, options: Mapping[str, Option], *, dtype: str, max_shard_bytes: int
-) -> int:
-    """Return the exact size of the weight files, index included, once `options` have replaced layers of a dense model."""
+def predicted_bytes(model: HuggingFaceModel, options: Mapping[str, Option], *, dtype: str, max_shard_bytes: int) -> int:
+    """Return the exact size of the weight files, index included, once `options` have replaced layers of it."""
     specs = _specs(model, options, dtype)
     stem = STEM if options else _DENSE_STEM
     return predict_bytes(specs, stem=stem, max_shard_bytes=max_shard_bytes)
 
 
 def predicted_parameters(model: HuggingFaceModel, options: Mapping[str, Option]) -> int:
-    """Return how many numbers the model will hold once `options` have replaced layers of it; tied ones count once."""
+    """Return how many numbers the model holds once `options` have replaced layers of it; tied ones count once."""
     layers = model.layers()
-    saved = sum(layers[name].rows * (layers[name].columns + layers[name].bias) - o.params for name, o in options.items())
-    return model.parameters - saved
+    before = sum(layers[name].rows * (layers[name].columns + layers[name].bias) for name in options)
+    return model.parameters - before + sum(option.params for option in options.values())
 
 
 def _specs(model: HuggingFaceModel, options: Mapping[str, Option], dtype: str) -> list[PendingTensor]:
     specs = []
     for name, tensor in model.tensors():
         layer, _, leaf = name.rpartition(".")
-        shapes = {name: tuple(tensor.shape)}
+        shapes: dict[str, tuple[int, ...]] = {name: tuple(tensor.shape)}
         if layer in options:
             (rows, columns), (k,) = model.weight(layer).shape, options[layer].ranks
-            pair = {f"{layer}.down.weight": (k, columns), f"{layer}.up.weight": (rows, k)}
-            shapes = pair if leaf == "weight" else {f"{layer}.up.{leaf}": tuple(tensor.shape)}
+            if leaf == "weight":
+                shapes = {f"{layer}.down.weight": (k, columns), f"{layer}.up.weight": (rows, k)}
+            else:
+                shapes = {f"{layer}.up.{leaf}": tuple(tensor.shape)}
         kind = stored_dtype(_stored(tensor, dtype))
         specs += [PendingTensor(new, kind, shape, bytes) for new, shape in shapes.items()]
     return specs
@@ -92,7 +92,7 @@ def _write_config(model: HuggingFaceModel, folder: Path, dtype: str) -> None:
 
 
 def _copy_companions(model: HuggingFaceModel, folder: Path) -> None:
-    """Copy tokenizer, chat template, generation config and licence byte for byte; write those that a GGUF file holds."""
+    """Copy tokenizer, chat template, generation config and licence byte for byte; write what a GGUF file holds."""
     source = Path(model.path)
     if source.is_dir():
         found = {path for pattern in _COPIED for path in source.glob(pattern) if path.is_file()}
@@ -109,7 +109,7 @@ def _bytes_of(tensor: torch.Tensor, dtype: str) -> Any:
 
     def data() -> memoryview:
         value = tensor.detach().to(getattr(torch, _stored(tensor, dtype))).cpu().contiguous()
-        return memoryview(value.reshape(-1).view(torch.uint8).numpy())
+        return value.reshape(-1).view(torch.uint8).numpy().data
 
     return data
 

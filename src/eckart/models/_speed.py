@@ -18,7 +18,7 @@ __all__ = ["Speed", "SpeedSettings", "Spread", "gemm_rate", "speeds"]
 
 @dataclass(frozen=True)
 class SpeedSettings:
-    """prefill_tokens: length of the prompt that is read at once. decode_tokens: generated one by one after 32 others."""
+    """prefill_tokens: length of the prompt read at once. decode_tokens: generated one by one after 32 others."""
 
     prefill_tokens: int = 256
     decode_tokens: int = 32
@@ -28,13 +28,13 @@ class SpeedSettings:
 
 @dataclass(frozen=True)
 class Spread:
-    """Tokens a second over all runs: median and quartiles; and, against the baseline, the same of the run-wise ratio."""
+    """Tokens a second over all runs: median and quartiles; and the same of the run-wise ratio to the baseline."""
 
     median: float
     low: float
     high: float
     runs: int
-    ratio: tuple[float, float, float] | None = None  # low, median, high
+    ratio: tuple[float, ...] | None = None  # low, median, high
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,5 @@ def _seconds(work: Callable[[], Any]) -> float:
 def _spread(rates: list[float], baseline: list[float], i: int) -> Spread:
     """Summarise all but the first run, which warms up."""
     low, median, high = (float(q) for q in np.quantile(rates[1:], [0.25, 0.5, 0.75]))
-    ratio = None
-    if i:
-        ratio = tuple(float(q) for q in np.quantile(np.divide(rates[1:], baseline[1:]), [0.25, 0.5, 0.75]))
-    return Spread(median, low, high, len(rates) - 1, ratio)  # type: ignore[arg-type]
+    ratios = np.quantile(np.divide(rates[1:], baseline[1:]), [0.25, 0.5, 0.75])
+    return Spread(median, low, high, len(rates) - 1, (*map(float, ratios),) if i else None)

@@ -18,7 +18,7 @@ __all__ = ["Taps", "tapped"]
 
 @dataclass
 class Taps:
-    """inputs[name]: Gram of the layer's input rows; layers that read one and the same tensor have one and the same Gram.
+    """inputs[name]: Gram of the layer's input rows; layers that read the same tensor have the same Gram object.
     outputs[name]: Gram of the gradient of the loss in the layer's output rows, where a backward pass was made.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ class Text:
     sha256: str
 
 
-def read_text(path: str | Path) -> Text:
+def read_text(path: str | os.PathLike[str]) -> Text:
     """Return the text of a UTF-8 file; InputError when it is missing, empty or not UTF-8."""
     path = Path(path)
     try:
@@ -47,9 +48,9 @@ def read_text(path: str | Path) -> Text:
     return Text(path.name, content, hashlib.sha256(data).hexdigest())
 
 
-def read_texts(data: str | Path | Sequence[str | Path]) -> list[Text]:
+def read_texts(data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Text]:
     """Return the texts of one path or of several."""
-    return [read_text(path) for path in ([data] if isinstance(data, (str, Path)) else data)]
+    return [read_text(path) for path in ([data] if isinstance(data, (str, os.PathLike)) else data)]
 
 
 def contexts(tokenizer: Any, text: Text, *, context: int, count: int, seed: int | None = None) -> torch.Tensor:

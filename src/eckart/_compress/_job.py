@@ -1,0 +1,172 @@
+"""What a compression is asked to do, checked before it begins; and working out the plan for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from eckart._compress._plan import LayerPlan, Plan
+from eckart.errors import UsageError
+from eckart.models import Model, open_model
+from eckart.models._model import Layer, Progress, silent
+from eckart.models._option import DTYPE_BYTES, Option
+from eckart.models._safetensors import parse_size
+
+if TYPE_CHECKING:
+    import torch
+
+    from eckart._compress._methods import Method
+    from eckart._factorise import Truncation
+    from eckart.models._huggingface import HuggingFaceModel
+
+__all__ = ["Job", "Source", "Texts", "planned", "prepare"]
+
+Source = str | os.PathLike[str]
+Texts = Source | Sequence[Source]
+
+
+@dataclass(frozen=True)
+class Job:
+    """The arguments that plan and compress share, resolved."""
+
+    model: HuggingFaceModel
+    method: Method
+    dtype: str
+    data: Texts | None
+    tokens: int
+    context: int
+    layers: str | Sequence[str]
+    device: Any
+    max_shard_bytes: int
+    seed: int
+    progress: Progress
+
+
+def prepare(
+    model: Source | Model,
+    method: str,
+    dtype: str | None,
+    data: Texts | None,
+    tokens: int,
+    context: int,
+    layers: str | Sequence[str],
+    device: Any,
+    max_shard_size: str | int,
+    seed: int,
+    progress: Progress | None,
+) -> Job:
+    """Return the job that the arguments of `compress` describe; its errors are those of `compress`."""
+    from eckart._compress._methods import choose_method
+    from eckart.models._huggingface import HuggingFaceModel
+
+    opened = open_model(model)
+    if not isinstance(opened, HuggingFaceModel):
+        raise UsageError(
+            f"{opened.name} is weights without an architecture and cannot be calibrated",
+            fix="give the model's folder, with its config.json",
+        )
+    opened.check_dense()
+    chosen = choose_method(method, opened)
+    if chosen.inputs and data is None:
+        raise UsageError(
+            f"method {chosen.name!r} needs a calibration text",
+            fix="--data FILE with text like that which the model is for, or --method plain",
+        )
+    dtype = dtype or opened.stored_dtype
+    if dtype not in DTYPE_BYTES or dtype.startswith("float8"):
+        raise UsageError(f"weights cannot be saved as {dtype!r}", fix="float32, float16, bfloat16 or float64")
+    shard = parse_size(max_shard_size)
+    return Job(opened, chosen, dtype, data, tokens, context, layers, device, shard, seed, progress or silent)
+
+
+def planned(job: Job, keep: float | None, given: Plan | None = None) -> tuple[Plan, dict[str, Truncation]]:
+    """Return the plan, and the truncations from which it can be carried out."""
+    from eckart._compress._calibrate import truncations
+    from eckart._compress._ranks import choose_ranks, most_useful_rank, ranks_on_offer, selected
+    from eckart.models._save_huggingface import predicted_bytes, predicted_parameters
+
+    model, method, dtype = job.model, job.method, job.dtype
+    if keep is not None and not 0 < keep <= 1:
+        raise UsageError(
+            f"keep = {keep:g} is not a fraction of the parameters", fix="a number above 0 and at most 1, such as 0.8"
+        )
+    layers = model.layers()
+    reasons = selected(layers, job.layers)
+    if given is None:
+        names = [name for name, reason in reasons.items() if not reason]
+        offers = {name: model.options(name, dtype, ranks_on_offer(layers[name], method)) for name in names}
+        ranks = {name: most_useful_rank(layers[name]) for name in names}
+    else:
+        ranks = {name: option.ranks[0] for name, option in _fitting(given, model).items()}
+    cuts = truncations(
+        model, list(ranks), _pieces(job), method, ranks.__getitem__, device=job.device, progress=job.progress
+    )
+    if given is None:
+        assert keep is not None
+        fixed = model.parameters - sum(options[0].params for options in offers.values())
+        options = choose_ranks(offers, cuts, method, fixed, model.parameters, keep)
+    else:
+        options = given.options
+    changed = {name: option for name, option in options.items() if option.format != "dense"}
+    shard = job.max_shard_bytes
+    made = Plan(
+        model=model.name,
+        method=method.name,
+        keep=keep if given is None else given.keep,
+        dtype=dtype,
+        seed=job.seed,
+        unit=method.unit,
+        layers=tuple(_layer_plan(job, layer, reasons[name], changed.get(name), cuts) for name, layer in layers.items()),
+        parameters_before=model.parameters,
+        parameters_after=predicted_parameters(model, changed),
+        bytes_before=predicted_bytes(model, {}, dtype=dtype, max_shard_bytes=shard),
+        bytes_after=predicted_bytes(model, changed, dtype=dtype, max_shard_bytes=shard),
+    )
+    return made, cuts
+
+
+def _layer_plan(
+    job: Job, layer: Layer, reason: str, option: Option | None, cuts: Mapping[str, Truncation]
+) -> LayerPlan:
+    shape = (layer.name, layer.rows, layer.columns, layer.bias)
+    if option is None:
+        return LayerPlan(*shape, job.model.options(layer.name, job.dtype, [])[0], 0.0, 0.0, reason)
+    k, losses = option.ranks[0], cuts[layer.name].losses
+    relative = float((losses[k] / losses[0]) ** 0.5) if losses[0] > 0 else 0.0
+    return LayerPlan(*shape, option, float(job.method.losses(cuts[layer.name])[k]), relative)
+
+
+def _fitting(given: Plan, model: HuggingFaceModel) -> dict[str, Option]:
+    """Return the plan's options after proof that they fit the model."""
+    layers = model.layers()
+    for planned in given.layers:
+        layer = layers.get(planned.name)
+        if layer is None or (layer.rows, layer.columns, layer.bias) != (planned.rows, planned.columns, planned.bias):
+            raise UsageError(
+                f"the plan was made for another model: {planned.name} is {planned.rows} x {planned.columns} there and "
+                + (f"{layer.rows} x {layer.columns} here" if layer else "not here"),
+                fix="make a plan of this model with eckart plan",
+            )
+        if planned.name in given.options and layer.kept:
+            raise UsageError(f"{planned.name} cannot be factored: it is {layer.kept}", fix="make it dense in the plan")
+    return given.options
+
+
+def _pieces(job: Job) -> torch.Tensor | None:
+    if not job.method.inputs:
+        return None
+    import torch
+
+    from eckart.models._texts import contexts, read_texts
+
+    model, context = job.model, min(job.context, job.model.context)
+    if model.tokenizer is None:
+        raise UsageError(f"{model.name} has no tokenizer, so it cannot be calibrated on text", fix="--method plain")
+    assert job.data is not None
+    texts = read_texts(job.data)
+    share = max(1, job.tokens // context // len(texts))
+    found = [contexts(model.tokenizer, text, context=context, count=share, seed=job.seed) for text in texts]
+    shortest = min(pieces.shape[1] for pieces in found)
+    return torch.cat([pieces[:, :shortest] for pieces in found])
