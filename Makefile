@@ -35,7 +35,7 @@ check: .venv/stamp-test
 	@$(PY) -m ruff format --check . || { echo 'to repair: .venv/bin/ruff format .'; exit 1; }
 	@$(PY) -m ruff check --quiet .
 	@$(PY) -m mypy --no-error-summary
-	@.venv/bin/lint-imports --quiet
+	@out=$$(.venv/bin/lint-imports --no-logo 2>&1) || { echo "$$out"; exit 1; }
 	@echo 'format, lint, types, import contracts: fine'
 
 assets: .venv/stamp-venv

@@ -60,9 +60,7 @@ def split(documents: list[str]) -> tuple[list[str], list[str]]:
     a duplicate nor the order of the files can bring a document into both.
     """
     distinct: dict[str, str] = {}
-    for document in sorted(
-        documents
-    ):  # of several versions the first in code-point order, whatever the order of the files
+    for document in sorted(documents):  # so that the version which stays does not depend on the order of the files
         distinct.setdefault(fingerprint(document), document)
     limit = int(TEST_SHARE * 2**32)
     train: list[str] = []

@@ -9,16 +9,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from eckart._compress import Plan as Plan
+    from eckart._compress import compress as compress
+    from eckart._compress import plan as plan
     from eckart._svd import SVD as SVD
     from eckart._svd import svd as svd
     from eckart._svd import svd_full as svd_full
     from eckart.errors import EckartError as EckartError
     from eckart.matrix import Matrix as Matrix
     from eckart.matrix import as_matrix as as_matrix
+    from eckart.models import Measurement as Measurement
+    from eckart.models import measure as measure
+    from eckart.models import open_model as open_model
+
+    __version__: str
 
 HOME = {
     "EckartError": "eckart.errors",
     "Matrix": "eckart.matrix",
+    "Measurement": "eckart.models",
+    "Plan": "eckart._compress",
     "SVD": "eckart._svd",
     "as_matrix": "eckart.matrix",
     "compress": "eckart._compress",

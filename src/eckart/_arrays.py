@@ -16,7 +16,18 @@ import numpy as np
 from eckart._registry import Registry
 from eckart.errors import UsageError
 
-__all__ = ["Array", "Space", "enter", "floating", "frameworks", "numpy_space", "power_of_two", "space_of", "to_numpy"]
+__all__ = [
+    "Array",
+    "Space",
+    "enter",
+    "floating",
+    "frameworks",
+    "numpy_space",
+    "own",
+    "power_of_two",
+    "space_of",
+    "to_numpy",
+]
 
 Array: TypeAlias = Any
 
@@ -133,6 +144,12 @@ def power_of_two(array: Array, exponent: int) -> Array:
     """Return array * 2**exponent, exact unless an entry leaves its type's range; 2**exponent itself may lie outside."""
     half = exponent // 2
     return array * 2.0**half * 2.0 ** (exponent - half)
+
+
+def own(array: Array) -> Array:
+    """Return a copy in one piece of memory, row by row, that keeps nothing larger alive."""
+    xp = array_api_compat.array_namespace(array)
+    return xp.reshape(xp.reshape(array, (-1,), copy=True), tuple(array.shape))
 
 
 def to_numpy(array: Array) -> Any:

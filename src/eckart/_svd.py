@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from eckart import _algorithms as algorithms
-from eckart._arrays import Array, Space, space_of, to_numpy
+from eckart._arrays import Array, Space, own, space_of, to_numpy
 from eckart._files import write_whole
 from eckart.errors import InputError, RankError, UsageError
 from eckart.matrix import as_matrices
@@ -84,10 +84,10 @@ class SVD:
         frobenius = self.error.frobenius + stretch * np.sqrt((to_numpy(s) ** 2).sum(axis=-1))
         return replace(
             self,
-            U=self.U[..., :, :k],
-            s=self.s[..., :k],
-            Vt=self.Vt[..., :k, :],
-            residuals=self.residuals[..., :k],
+            U=own(self.U[..., :, :k]),
+            s=own(self.s[..., :k]),
+            Vt=own(self.Vt[..., :k, :]),
+            residuals=own(self.residuals[..., :k]),
             error=_certificate(spectral, frobenius),
         )
 
@@ -128,7 +128,9 @@ class SVD:
         """Return the smallest k whose tail, with what this SVD left out, is within error of the whole."""
         s = to_numpy(self.s).astype(np.float64)
         left_out = np.reshape(np.square(self.error.frobenius), (-1, 1))
-        k = algorithms.rank_within(s.reshape(-1, s.shape[-1]), left_out, error, space_of(self.s).eps)
+        k = algorithms.rank_within(
+            s.reshape(math.prod(s.shape[:-1]), s.shape[-1]), left_out, error, space_of(self.s).eps
+        )
         if k is None:
             raise UsageError(
                 f"error = {error:g} asked of an SVD that left out up to {np.max(self.error.frobenius):.3g} in norm",
@@ -183,14 +185,19 @@ def svd_full(A: Any) -> SVD:
     (2, 2)
     """
     thin = svd(A)
-    return replace(thin, U=_completed(thin.U), Vt=_completed(thin.Vt.mT).mT)
+    concat = space_of(thin.s).xp.concat
+    return replace(
+        thin,
+        U=concat([thin.U, _complement(thin.U)], axis=-1),
+        Vt=concat([thin.Vt, _complement(thin.Vt.mT).mT], axis=-2),
+    )
 
 
-def _completed(U: Array) -> Array:
-    """Return U (..., m, k) with orthonormal columns to the right of it, (..., m, m)."""
+def _complement(U: Array) -> Array:
+    """Return m - k orthonormal columns that are orthogonal to those of U (..., m, k)."""
     space, k = space_of(U), U.shape[-1]
     Q, _ = space.xp.linalg.qr(space.double(U), mode="complete")
-    return space.xp.concat([U, space.leave(Q[..., :, k:])], axis=-1)
+    return space.leave(Q[..., :, k:])
 
 
 def _single(solution: algorithms.Solution) -> SVD:
@@ -219,8 +226,8 @@ def _stacked(outer: tuple[int, ...], solutions: list[algorithms.Solution]) -> SV
 
 def _read(file: Any) -> SVD:
     """Return the SVD in a loaded .npz file; ValueError or KeyError where it is not whole and consistent."""
-    if not isinstance(file, np.lib.npyio.NpzFile):
-        raise ValueError("it holds one array and no names")
+    if "format" not in getattr(file, "files", ()):
+        raise ValueError("it has no format number")
     if int(file["format"]) != FILE_FORMAT:
         raise ValueError(f"its format is {int(file['format'])}, and this version of Eckart reads format {FILE_FORMAT}")
     arrays = {name: file[name] for name in (*ARRAYS, "spectral", "frobenius")}

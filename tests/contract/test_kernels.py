@@ -6,7 +6,9 @@ import os
 import shlex
 import shutil
 import subprocess
+import tracemalloc
 from pathlib import Path
+from typing import Literal
 
 import ml_dtypes
 import numpy as np
@@ -82,10 +84,18 @@ def test_every_position_around_a_block_border(kernels: str) -> None:
     assert _kernels.first_nonfinite(a) is None
 
 
-def test_a_large_strided_array_is_searched_beyond_its_first_block(kernels: str) -> None:
-    a = np.zeros((2, _kernels.BLOCK + 3))
-    a[1, -2] = np.nan
-    assert _kernels.first_nonfinite(np.asfortranarray(a)) == a.size - 2
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_values_beyond_the_first_block_are_searched_without_a_copy_of_the_whole(
+    kernels: str, order: Literal["C", "F"]
+) -> None:
+    a = np.zeros((40, _kernels.BLOCK + 3), order=order)
+    a[-1, -2] = np.nan
+    tracemalloc.start()
+    try:
+        assert _kernels.first_nonfinite(a) == a.size - 2
+        assert tracemalloc.get_traced_memory()[1] < 4 * _kernels.BLOCK * a.itemsize < a.nbytes / 8
+    finally:
+        tracemalloc.stop()
 
 
 def test_memory_that_is_unaligned_read_only_or_of_the_other_byte_order(kernels: str) -> None:

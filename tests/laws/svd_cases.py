@@ -9,11 +9,13 @@ import torch
 from hypothesis import strategies as st
 from scipy.sparse.linalg import aslinearoperator
 
-# Constants of the laws, each about three times the largest value seen over the cases below; the unit is in `laws`.
+# Constants of the laws, in units of eps ‖A‖ sqrt(m n), each two to four times the largest value seen over these cases.
+# The residuals are LAPACK's: its QR iteration stops at about 100 eps in float64.
 VALUES = 2
 ORTHONORMAL = 8
-BEST = 6
-RESIDUAL = 6
+BEST = 16
+RESIDUAL = 16
+MEASURED = 2
 
 SPECTRA = {
     "random": lambda r, rng: np.sort(rng.random(r))[::-1],
@@ -148,7 +150,7 @@ def laws(A, result, k, dtype):
 
     here = np.maximum(column_norms(A @ Vt.T - U * s), column_norms(A.T @ U - Vt.T * s))
     assert_below(here, RESIDUAL * unit * norm)
-    assert_below(np.abs(numpy64(result.residuals) - here), unit * norm)
+    assert_below(np.abs(numpy64(result.residuals) - here), MEASURED * unit * norm)
     assert result.converged
     for v in Vt:
         close = np.abs(v) >= (1 - 2.0**-10) * np.abs(v).max()

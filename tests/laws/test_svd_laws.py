@@ -88,11 +88,13 @@ def test_one_answer_for_every_kind(A, dtype):
 @dtypes
 def test_results_have_the_type_of_the_input(kind, dtype):
     A = np.random.default_rng(0).standard_normal((6, 4)).astype(dtype)
-    result = svd(KINDS[kind](A), 2)
     expected = torch.Tensor if kind.startswith("torch") else np.ndarray
-    for array in (*result, result.residuals, result.reconstruct()):
-        assert type(array) is expected
-        assert str(array.dtype).endswith(np.dtype(dtype).name)
+    for given_as in (KINDS[kind](A), KINDS[kind](np.ascontiguousarray(A.T))):
+        result = svd(given_as, 2)
+        for array in (*result, result.residuals, result.reconstruct(), *result.truncate(1), *svd_full(given_as)):
+            assert type(array) is expected
+            assert str(array.dtype).endswith(np.dtype(dtype).name)
+            assert array.is_contiguous() if expected is torch.Tensor else array.flags.c_contiguous
 
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16"])

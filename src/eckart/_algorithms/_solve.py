@@ -12,7 +12,7 @@ import numpy as np
 from eckart._algorithms._accuracy import bounds, residuals
 from eckart._algorithms._factors import Factors
 from eckart._algorithms._table import Problem, admissible, cheapest
-from eckart._arrays import Array, Space, power_of_two, to_numpy
+from eckart._arrays import Array, Space, own, power_of_two, to_numpy
 from eckart.errors import NumericalError
 from eckart.matrix import Counted, Operand, centred, transposed
 
@@ -20,7 +20,7 @@ __all__ = ["Goal", "Solution", "Work", "find", "finish", "prepare", "rank_within
 
 ORDINARY_EXPONENT = 16  # entries between 2**-16 and 2**16 have squares far inside every float's range: no scaled copy
 SIGN_MARGIN = 2.0**-10  # two of a vector's largest entries that differ by less are equal, lest rounding choose its sign
-WORKING_RESIDUAL = 8  # in units of eps sqrt(max(m, n)) s_1; LAPACK's residuals stay below 2 of them
+PRODUCT_ROUNDING = 8  # of a product of length p, in units of eps sqrt(p); twice what is seen with unit vectors
 FIRST_RANK = 16  # the first rank tried where a size of the error is asked for; then twice as many
 
 
@@ -95,10 +95,12 @@ def finish(work: Work, factors: Factors, k: int, tol: float | None) -> Solution:
     """
     A, space = work.A, work.A.space
     U, s, Vt = factors.U[:, :k], factors.s[:k], factors.Vt[:k, :]
-    signs = _signs(space, U.T if work.flipped else Vt)
-    U, Vt = (_own(space, x) for x in (U * signs, Vt * signs[:, None]))
-    with np.errstate(over="ignore"):
-        s = _own(space, power_of_two(s, work.exponent))
+    if work.flipped:
+        U, Vt = Vt.T, U.T
+    signs = _signs(space, Vt)
+    with np.errstate(over="ignore"):  # it is reported below
+        s = power_of_two(s, work.exponent)
+        U, s, Vt = (own(space.leave(x)) for x in (U * signs, s, Vt * signs[:, None]))
     if not bool(space.xp.all(space.xp.isfinite(s))):
         raise NumericalError(
             f"the largest singular value is outside the range of {s.dtype}",
@@ -106,14 +108,15 @@ def finish(work: Work, factors: Factors, k: int, tol: float | None) -> Solution:
             code="E-range",
         )
     scaled = power_of_two(space.double(s), -work.exponent)
-    measured = residuals(A, U, scaled, Vt)
-    spectral, frobenius = (_times_power_of_two(x, work.exponent) for x in bounds(A, U, scaled, Vt))
+    triplets = (Vt.T, scaled, U.T) if work.flipped else (U, scaled, Vt)
+    measured = residuals(A, *triplets)
+    spectral, frobenius = (_times_power_of_two(x, work.exponent) for x in bounds(A, *triplets))
     if tol is None:
         tol = _working_residual(A, space.returned_eps)
     return Solution(
-        U=Vt.T if work.flipped else U,
+        U=U,
         s=s,
-        Vt=U.T if work.flipped else Vt,
+        Vt=Vt,
         residuals=space.asarray(power_of_two(measured, work.exponent)),
         spectral=spectral,
         frobenius=frobenius,
@@ -130,6 +133,8 @@ def rank_within(s: Any, left_out: Any, error: float, eps: float) -> int | None:
     """
     smallest_first = np.concatenate([left_out, s[:, ::-1] ** 2], axis=1)
     tails = np.cumsum(smallest_first, axis=1)[:, ::-1]
+    if not np.isfinite(tails).all():  # a matrix of unknown norm
+        return None
     within = (tails <= error**2 * tails[:, :1] * (1 + 16 * eps)).all(axis=0)
     return int(np.argmax(within)) if within.any() else None
 
@@ -160,7 +165,12 @@ def _run(A: Operand, k: int, tol: float, goal: Goal) -> Factors:
 
 
 def _working_residual(A: Operand, eps: float) -> float:
-    return WORKING_RESIDUAL * eps * math.sqrt(max(A.shape))
+    """Return the relative residual that counts as converged where none was asked for.
+
+    LAPACK's QR iteration (dbdsqr) sets an off-diagonal to zero below max(10, min(100, eps^(-1/8))) eps.
+    """
+    stop = max(10.0, min(100.0, eps**-0.125))
+    return (stop + PRODUCT_ROUNDING * math.sqrt(max(A.shape))) * eps
 
 
 def _signs(space: Space, rows: Array) -> Array:
@@ -172,11 +182,6 @@ def _signs(space: Space, rows: Array) -> Array:
     large = size >= (1 - SIGN_MARGIN) * xp.max(size, axis=1, keepdims=True)
     first = large & (xp.cumulative_sum(xp.astype(large, xp.int64), axis=1) == 1)
     return xp.sum(xp.where(first, xp.sign(rows), 0 * rows), axis=1)
-
-
-def _own(space: Space, x: Array) -> Array:
-    """Return x in the type of the results, in memory that is not shared with anything larger."""
-    return space.xp.asarray(space.leave(x), copy=True)
 
 
 def _times_power_of_two(x: float, exponent: int) -> float:

@@ -14,8 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-import eckart
-
 __all__ = ["first_nonfinite", "loaded", "where"]
 
 ABI = 2  # kernels.c says the same; a library left from another version must not be called
@@ -37,7 +35,7 @@ def first_nonfinite(a: np.ndarray[Any, Any]) -> int | None:
     a: any shape, strides and byte order, also read-only memory; nothing larger than a block is copied. Integers and
     booleans are finite. TypeError: a dtype that has no notion of finite, such as object.
     """
-    if a.dtype.kind in "biu" or a.dtype.name.startswith(("int", "uint")):  # ml_dtypes' int4 has kind "V"
+    if a.dtype.kind in "biu":
         return None
     search = _native_search if a.dtype.isnative and a.dtype.name in _EXPONENTS and _library()[0] else _numpy_search
     if a.flags.c_contiguous and a.flags.aligned:
@@ -79,7 +77,7 @@ def _library() -> tuple[ctypes.CDLL | None, str]:
     """Return the library and its path, or None and the reason."""
     suffix = {"win32": "dll", "darwin": "dylib"}.get(sys.platform, "so")
     # An editable install keeps the sources and the built library in different folders of one package.
-    folders = [Path(folder) / "_kernels" for folder in eckart.__path__]
+    folders = [Path(folder) for folder in __path__]
     reason = "no C library was built when Eckart was installed"
     for path in (folder / f"eckart_kernels.{end}" for folder in folders for end in dict.fromkeys((suffix, "so"))):
         if path.is_file():

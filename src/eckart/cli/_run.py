@@ -23,8 +23,7 @@ INTERRUPTED, TERMINATED, OUT_OF_MEMORY = 130, 143, 6
 @contextlib.contextmanager
 def running(*, as_json: bool = False) -> Iterator[None]:
     """Run a verb: what goes wrong is told on stderr (as_json: on stdout, as JSON) and becomes the exit status."""
-    with contextlib.suppress(ValueError):  # not the main thread
-        signal.signal(signal.SIGTERM, _terminate)
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     except EckartError as error:
@@ -36,6 +35,8 @@ def running(*, as_json: bool = False) -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted; nothing half-written was left behind", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def print_json(value: Any) -> None:

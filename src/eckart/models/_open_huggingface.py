@@ -30,7 +30,7 @@ def open_folder(source: Source, device: Any) -> HuggingFaceModel:
     model = HuggingFaceModel(
         module,
         tokenizer,
-        name=source.name,
+        name=_title(source),
         path=str(source.path),
         stored_dtype=_stored_dtype(source.weights.tensors.values()),
         input_bytes=source.weights.bytes,
@@ -63,7 +63,7 @@ def open_gguf(source: Source, device: Any) -> HuggingFaceModel:
     model = HuggingFaceModel(
         module,
         tokenizer,
-        name=source.name,
+        name=_title(source),
         path=str(source.path),
         stored_dtype="float16",
         input_bytes=source.weights.bytes,
@@ -156,6 +156,11 @@ def _stored_dtype(infos: Iterable[TensorInfo]) -> str:
     for info in infos:
         counts[info.dtype] += info.parameters
     return numpy_dtype(counts.most_common(1)[0][0]).name
+
+
+def _title(source: Source) -> str:
+    """Return the name to print: a hub id as it was given, and of a path the last part, which says nothing private."""
+    return Path(source.name).resolve().name if os.path.exists(source.name) else source.name
 
 
 def _cached_conversion(path: Path) -> Path | None:

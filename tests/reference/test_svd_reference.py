@@ -1,0 +1,328 @@
+"""svd against NumPy, SciPy and torch, on matrices larger than those of the laws."""
+
+import dataclasses
+import io
+import zipfile
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+from scipy.sparse.linalg import aslinearoperator, svds
+
+import eckart
+from eckart import SVD, EckartError, svd, svd_full
+from eckart._algorithms import _accuracy, arpack
+from eckart._arrays import to_numpy
+from eckart.errors import InputError, NumericalError, OutputError
+
+EPS = np.finfo(np.float64).eps
+
+
+def random_sparse(m, n, density=0.02, dtype=np.float64, seed=0):
+    return scipy.sparse.random_array((m, n), density=density, rng=seed, dtype=dtype, format="csr")
+
+
+def with_values(s, m, n, seed=0):
+    rng = np.random.default_rng(seed)
+    U, V = (np.linalg.qr(rng.standard_normal((size, len(s))))[0] for size in (m, n))
+    return (U * s) @ V.T
+
+
+@pytest.mark.parametrize("shape", [(120, 80), (80, 120), (5, 4, 7, 3)])
+@pytest.mark.parametrize("framework", ["numpy", "torch"])
+def test_values_and_vectors_are_lapacks(shape, framework):
+    A = np.random.default_rng(0).standard_normal(shape)
+    A, linalg = (A, np.linalg) if framework == "numpy" else (torch.tensor(A), torch.linalg)
+    U, s, Vt = map(to_numpy, svd(A))
+    tall = A if shape[-2] >= shape[-1] else A.mT
+    left, values, right = map(to_numpy, linalg.svd(tall, full_matrices=False))
+    if tall is not A:
+        left, right = right.mT, left.mT
+    signs = np.sign((Vt * right).sum(axis=-1))
+    assert np.array_equal(s, values)
+    assert np.array_equal(U, left * signs[..., None, :])
+    assert np.array_equal(Vt, right * signs[..., :, None])
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("shape", [(900, 400), (400, 900)])
+@pytest.mark.parametrize("method", ["auto", "arpack", "gram"])
+def test_sparse_values_are_those_of_scipy_and_of_the_dense_matrix(shape, dtype, method):
+    A = random_sparse(*shape, dtype=dtype)
+    s = svd(A, 7, method=method).s
+    unit = np.finfo(dtype).eps * np.sqrt(np.prod(shape)) * s[0]
+    dense = np.linalg.svd(A.toarray().astype(np.float64), compute_uv=False)[:7]
+    assert np.abs(s - dense).max() <= 0.1 * unit
+    peer = svds(A.astype(np.float64), 7, return_singular_vectors=False, rng=0)
+    assert np.abs(s - np.sort(peer)[::-1]).max() <= 0.1 * unit
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_centred_sparse_values_are_those_of_the_centred_array(dtype):
+    A = random_sparse(500, 200, dtype=dtype)
+    A.data += 100  # the mean is most of the matrix
+    dense = A.toarray().astype(np.float64)
+    for given_as in (A, aslinearoperator(A), A.toarray(), torch.tensor(A.toarray())):
+        s = to_numpy(svd(given_as, 5, center=True).s)
+        exact = np.linalg.svd(dense - dense.mean(axis=0), compute_uv=False)[:5]
+        assert np.abs(s - exact).max() <= np.finfo(dtype).eps * np.sqrt(A.shape[0] * A.shape[1]) * exact[0]
+
+
+def test_centring_is_what_numpy_calls_the_mean():
+    A = np.array([[1.0, 5.0], [3.0, 5.0], [5.0, 8.0]])
+    exact = A - A.mean(axis=0)
+    assert np.abs(svd(A, center=True).reconstruct() - exact).max() < 10 * EPS
+    # float32 numbers far from zero: their mean is taken in float64
+    far = (1e6 + np.random.default_rng(0).integers(0, 3, (5000, 3))).astype(np.float32)
+    reference = np.linalg.svd(far.astype(np.float64) - far.astype(np.float64).mean(axis=0), compute_uv=False)
+    assert np.abs(svd(far, center=True).s - reference).max() < 1e-5 * reference[0]
+
+
+@pytest.mark.parametrize(
+    "s",
+    [
+        np.ones(40),
+        np.r_[np.full(30, 2.0), np.linspace(1, 0.5, 30)],  # more copies than are asked for
+        np.r_[1 + 1e-8 * np.arange(8)[::-1], np.geomspace(0.5, 1e-3, 40)],
+        np.r_[np.ones(5), np.full(40, 1 - 1e-9)],
+        np.geomspace(1, 1e-6, 60),
+        np.geomspace(1, 1e-12, 60),
+        np.r_[3.0, 2.0, 1.0],
+    ],
+    ids=["equal", "repeated", "cluster", "gap at k", "graded 1e-6", "graded 1e-12", "rank 3"],
+)
+@pytest.mark.parametrize("method", ["arpack", "gram", "auto"])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_hard_spectra_known_by_products_alone(s, method, dtype):
+    A = with_values(s, 150, 100).astype(dtype)
+    for k in (1, 5, 20):
+        result = svd(aslinearoperator(A), k, method=method)
+        exact = np.linalg.svd(A.astype(np.float64), compute_uv=False)[:k]
+        unit = np.finfo(dtype).eps * np.sqrt(A.size) * exact[0]
+        assert np.abs(result.s - exact).max() <= unit
+        assert np.abs(result.U.T @ result.U - np.eye(k)).max() <= unit
+        assert np.abs(result.Vt @ result.Vt.T - np.eye(k)).max() <= unit
+        assert result.residuals.max() <= unit
+        assert result.converged
+
+
+def test_a_coarse_tolerance_is_met_and_said():
+    A = random_sparse(500, 300)
+    coarse, fine = svd(A, 10, tol=0.05, method="arpack"), svd(A, 10, method="arpack")
+    assert coarse.converged
+    assert coarse.residuals.max() <= 0.05 * coarse.s[0]
+    assert coarse.passes < fine.passes
+    assert not svd(A, 10, tol=1e-20, method="arpack").converged
+
+
+# A doubtful answer of ARPACK
+
+
+def test_arpack_that_raises_is_replaced(monkeypatch):
+    A = random_sparse(60, 40, 0.5)
+
+    def raises(*args, **options):
+        raise scipy.sparse.linalg.ArpackError(-9)
+
+    monkeypatch.setattr(scipy.sparse.linalg, "eigsh", raises)
+    result = svd(A, 3, method="arpack")
+    assert result.method == "gram"
+    assert np.abs(result.s - np.linalg.svd(A.toarray(), compute_uv=False)[:3]).max() < 100 * EPS
+    assert svd(A.toarray(), 3, method="arpack").method == "lapack"
+    monkeypatch.setattr(arpack, "REPLACEABLE_ENTRIES", 0)
+    with pytest.raises(NumericalError, match="ARPACK did not find 3"):
+        svd(A, 3, method="arpack")
+
+
+def test_a_missed_value_is_noticed(monkeypatch):
+    A = scipy.sparse.diags_array(np.linspace(2, 1, 200))
+    whole = scipy.sparse.linalg.eigsh
+    calls = []
+
+    def without_the_second(operator, k, **options):
+        calls.append(k)
+        if k == 1:  # the probe
+            return whole(operator, k, **options)
+        values, vectors = whole(operator, k + 1, **options)
+        return np.delete(values, -2), np.delete(vectors, -2, axis=1)
+
+    monkeypatch.setattr(scipy.sparse.linalg, "eigsh", without_the_second)
+    result = svd(A, 3, method="arpack")
+    assert (result.method, result.converged) == ("gram", True)
+    assert np.abs(result.s - np.linspace(2, 1, 200)[:3]).max() < 100 * EPS
+    monkeypatch.setattr(arpack, "REPLACEABLE_ENTRIES", 0)
+    result = svd(A, 3, method="arpack")
+    assert (result.method, result.converged) == ("arpack", False)
+    assert calls == [3, 1, 3, 1]
+
+
+def test_the_zero_matrix_of_any_size():
+    result = svd(scipy.sparse.csr_array((40000, 30000), dtype=np.float32), 4)
+    assert not result.s.any()
+    assert np.array_equal(result.U.T @ result.U, np.eye(4))
+    assert result.error.frobenius < 1e-30
+
+
+# The certificate
+
+
+def test_the_certificate_is_sharp_where_it_says_so():
+    A = np.random.default_rng(0).standard_normal((150, 100))
+    for given_as in (A, scipy.sparse.csr_array(A), aslinearoperator(A), torch.tensor(A)):
+        result = svd(given_as, 10)
+        difference = A - to_numpy(result.reconstruct())
+        for bound, order in ((result.error.spectral, 2), (result.error.frobenius, "fro")):
+            true = np.linalg.norm(difference, order)
+            assert true * (1 - 1e-13) <= bound <= true * (1 + 1e-10)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("center", [False, True])
+def test_the_certificate_from_norms(monkeypatch, dtype, center):
+    monkeypatch.setattr(_accuracy, "FREE_ENTRIES", 0)
+    A = random_sparse(400, 300, dtype=dtype)
+    dense = A.toarray().astype(np.float64)
+    dense = dense - dense.mean(axis=0) if center else dense
+    result = svd(A, 5, center=center)
+    difference = dense - result.U.astype(np.float64) * result.s @ result.Vt
+    true = np.linalg.norm(difference)
+    assert true <= result.error.frobenius <= true * (1 + 1e-7)
+    assert result.error.spectral == result.error.frobenius
+    # Of rank 3 the difference is nothing but rounding, and the norms do not show how little.
+    low = scipy.sparse.csr_array(with_values(np.array([3.0, 2.0, 1.0]), 400, 300).astype(dtype))
+    bound = svd(low, 3, center=center).error.frobenius
+    assert bound <= 5 * np.sqrt(300 * EPS) * 4
+    exact = low.toarray().astype(np.float64)
+    exact = exact - exact.mean(axis=0) if center else exact
+    again = svd(low, 3, center=center)
+    assert np.linalg.norm(exact - again.U.astype(np.float64) * again.s @ again.Vt) <= bound
+
+
+def test_nothing_is_certified_of_a_large_matrix_that_gives_only_products(monkeypatch):
+    monkeypatch.setattr(_accuracy, "FREE_ENTRIES", 0)
+    result = svd(aslinearoperator(random_sparse(400, 300)), 3)
+    assert (result.error.spectral, result.error.frobenius) == (np.inf, np.inf)
+    with pytest.raises(EckartError, match="more singular values"):
+        result.truncate(error=0.9)
+
+
+def test_wrong_factors_are_not_certified(monkeypatch):
+    A = np.random.default_rng(0).standard_normal((30, 20))
+
+    def wrong(X, full_matrices):
+        U, s, Vt = np.linalg.svd(X, full_matrices=full_matrices)
+        return U, s * 1.01, Vt
+
+    from array_api_compat.numpy import linalg
+
+    monkeypatch.setattr(linalg, "svd", wrong)
+    result = svd(A)
+    assert not result.converged
+    assert result.residuals.max() > 0.009 * result.s[0]
+    assert np.linalg.norm(A - result.reconstruct()) <= result.error.frobenius
+
+
+# error=, files, and the rest of SVD
+
+
+@pytest.mark.parametrize("wanted", [0.9, 0.5, 0.1, 1e-4, 0.0])
+def test_error_of_a_sparse_matrix_is_that_of_the_array(wanted):
+    A = random_sparse(600, 500)
+    assert len(svd(A, error=wanted).s) == len(svd(A.toarray(), error=wanted).s)
+    assert len(svd(A, error=wanted, center=True).s) == len(svd(A.toarray(), error=wanted, center=True).s)
+
+
+def test_error_of_a_stack_serves_its_hardest_matrix():
+    easy, hard = with_values(np.r_[1.0, 0.1], 6, 5), with_values(np.ones(4), 6, 5)
+    assert svd(np.stack([easy, hard]), error=0.5).s.shape == (2, len(svd(hard, error=0.5).s)) == (2, 3)
+
+
+def test_full_bases_of_a_sparse_matrix_and_of_a_stack():
+    A = random_sparse(30, 20, 0.1)
+    full = svd_full(A)
+    assert np.abs(full.U.T @ full.U - np.eye(30)).max() < 100 * EPS
+    assert np.abs(full.U[:, 20:].T @ A.toarray()).max() < 100 * EPS
+    stack = svd_full(torch.ones(2, 3, 5))
+    assert tuple(stack.Vt.shape) == (2, 5, 5)
+    assert float(abs(stack.Vt @ stack.Vt.mT - torch.eye(5)).max()) < 1e-6
+
+
+@pytest.mark.parametrize("A", [np.eye(4, 3), torch.ones(2, 4, 3), torch.ones(4, 3).bfloat16(), np.zeros((0, 3))])
+def test_save_and_load(A, tmp_path):
+    saved = svd(A, center=True)
+    saved.save(tmp_path / "svd.npz")
+    loaded = SVD.load(str(tmp_path / "svd.npz"))
+    for field in ("U", "s", "Vt", "residuals"):
+        assert np.array_equal(to_numpy(getattr(saved, field)), getattr(loaded, field))
+        assert to_numpy(getattr(saved, field)).dtype == getattr(loaded, field).dtype
+    assert np.array_equal(saved.error.frobenius, loaded.error.frobenius)
+    assert np.array_equal(saved.error.spectral, loaded.error.spectral)
+    assert type(saved.error.spectral) is type(loaded.error.spectral)
+    for field in ("method", "passes", "converged"):
+        assert getattr(saved, field) == getattr(loaded, field)
+    assert [path.name for path in tmp_path.iterdir()] == ["svd.npz"]
+
+
+def edited(path, **changes):
+    with np.load(path) as file:
+        arrays = dict(file) | changes
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+
+
+def one_array():
+    file = io.BytesIO()
+    np.save(file, np.eye(3))
+    return file.getvalue()
+
+
+class Bomb:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda path: path.unlink(), "cannot be read"),
+        (lambda path: path.write_bytes(b""), "not an SVD"),
+        (lambda path: path.write_bytes(path.read_bytes()[:700]), "not an SVD"),
+        (lambda path: path.write_bytes(path.read_bytes().replace(b"descr", b"dexcr")), "not an SVD"),
+        (lambda path: path.write_text("U, s, Vt"), "not an SVD"),
+        (lambda path: path.write_bytes(one_array()), "no format"),
+        (lambda path: edited(path, s=None), "s is not a file"),
+        (lambda path: edited(path, format=np.array(2)), "format is 2"),
+        (lambda path: edited(path, U=np.array([[Bomb()]])), "allow_pickle"),
+        (lambda path: edited(path, U=np.eye(3, dtype=int)), "instead of floating"),
+        (lambda path: edited(path, s=np.ones(7)), "belong together"),
+        (lambda path: edited(path, Vt=np.ones((2, 3, 3))), "belong together"),
+        (lambda path: edited(path, spectral=np.ones(2)), "belong together"),
+    ],
+)
+def test_a_damaged_file_is_refused_and_not_executed(damage, words, tmp_path, capsys):
+    path = tmp_path / "svd.npz"
+    svd(np.eye(4, 3)).save(path)
+    damage(path)
+    with pytest.raises(InputError, match=words):
+        SVD.load(path)
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):
+    with pytest.raises(OutputError, match="cannot be written"):
+        svd(np.eye(3)).save(tmp_path / "nowhere" / "svd.npz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_saved_files_are_plain_archives_of_numbers(tmp_path):
+    svd(np.eye(3)).save(tmp_path / "svd.npz")
+    with zipfile.ZipFile(tmp_path / "svd.npz") as archive:
+        assert {"U.npy", "s.npy", "Vt.npy", "format.npy"} <= set(archive.namelist())
+
+
+def test_it_unpacks_into_three_and_cannot_be_changed():
+    U, s, Vt = result = svd(np.array([[3.0, 0.0], [0.0, 4.0]]))
+    assert (U.tolist(), s.tolist(), Vt.tolist()) == ([[0, 1], [1, 0]], [4, 3], [[0, 1], [1, 0]])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        result.s = s
+    assert eckart.SVD is SVD
