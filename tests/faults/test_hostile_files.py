@@ -73,7 +73,10 @@ ODD = {
     "100 dimensions": (with_entry(shape=[1] * 98 + [2, 3]), "E-header"),
     "product over 2^63": (with_entry(shape=[2**40, 2**40]), "E-header"),
     "product that wraps round to 24 bytes": (with_entry(shape=[2**62, 4, 6]), "E-header"),
-    "product of 0 after an overflow": (with_entry(shape=[2**60, 2**60, 0], data_offsets=[0, 0]), "E-header"),
+    "product of 0 after an overflow": (
+        of({"w": {"dtype": "F32", "shape": [2**60, 2**60, 0], "data_offsets": [0, 0]}}, 0),
+        "E-header",
+    ),
     "one offset": (with_entry(data_offsets=[24]), "E-header"),
     "offsets the wrong way round": (with_entry(data_offsets=[24, 0]), "E-header"),
     "negative offset": (with_entry(data_offsets=[-24, 0]), "E-header"),
@@ -89,6 +92,7 @@ ODD = {
     "bytes after the end": (SOUND + b"\0", "E-header"),
     "bytes and no tensor": (of({}), "E-header"),
     "overlap": (two([0, 8], [4, 12], 12), "E-header"),
+    "overlap and as many bytes as the tensors have": (two([0, 8], [4, 12], 16), "E-header"),
     "hole": (two([0, 4], [8, 12], 12), "E-header"),
     "hole at the start": (two([4, 8], [8, 12], 12), "E-header"),
     "two tensors in one place": (two([0, 8], [0, 8], 8), "E-header"),
@@ -116,8 +120,29 @@ def test_sound_headers_are_accepted(tmp_path: Path) -> None:
     for content in (SOUND, of({}, 0), raw(json.dumps({"w": ENTRY}).encode() + b"   "), two([0, 4], [4, 12], 12)):
         (tmp_path / "a.safetensors").write_bytes(content)
         read_header(tmp_path / "a.safetensors")
+    (tmp_path / "a.safetensors").write_bytes(two([4, 12], [0, 4], 12))
+    assert [tensor.name for tensor in read_header(tmp_path / "a.safetensors")] == ["b", "a"]
     (tmp_path / "a.safetensors").write_bytes(of({"../../\x1b[31m\n": ENTRY}))
     assert [tensor.name for tensor in read_header(tmp_path / "a.safetensors")] == ["../../\x1b[31m\n"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("overlap", "overlaps the one before it: b"),
+        ("hole", "leaves a hole before it: b"),
+        ("bytes after the end", "has 1 bytes that its header does not describe"),
+        ("Git LFS pointer", "git lfs pull"),
+        ("a name twice", "the key 'w' is there twice"),
+        ("nested 100,000 deep", "nested too deeply"),
+        ("length over 100 MB", "the limit is 100 MB"),
+    ],
+)
+def test_the_message_says_what_is_wrong(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / "odd.safetensors").write_bytes(ODD[name][0])
+    with pytest.raises(InputError) as caught:
+        read_header(tmp_path / "odd.safetensors")
+    assert words in str(caught.value)
 
 
 def test_the_message_of_a_truncated_file_gives_both_sizes_and_the_command(tmp_path: Path) -> None:
@@ -359,6 +384,9 @@ def test_a_link_that_leaves_the_folder_is_refused(sharded: Path, file: str) -> N
     (sharded / file).unlink(missing_ok=True)
     (sharded / file).symlink_to(Path("..") / "secret")
     refused(sharded, UnsafeInputError, "E-path")
+    if file != "README.md":
+        with pytest.raises(UnsafeInputError):
+            open_checkpoint(sharded)
 
 
 def test_a_config_that_is_a_link_to_elsewhere_is_refused(sharded: Path) -> None:

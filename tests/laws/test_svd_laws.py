@@ -223,6 +223,18 @@ def test_truncation_keeps_its_certificate(A, data):
     assert (np.linalg.norm(difference, 2) if A.size else 0) <= twice.error.spectral * (1 + 1e-12)
 
 
+@pytest.mark.parametrize("exponent", [300, -300])
+def test_truncation_of_extreme_scales(exponent):
+    A = np.random.default_rng(0).standard_normal((2, 9, 6))
+    whole, scaled = svd(A), svd(A * 10.0**exponent)
+    for part, same in (
+        (whole.truncate(2), scaled.truncate(2)),
+        (whole.truncate(error=0.5), scaled.truncate(error=0.5)),
+    ):
+        assert part.s.shape == same.s.shape
+        assert np.allclose(same.error.frobenius / 10.0**exponent, part.error.frobenius, rtol=1e-12)
+
+
 @given(A=matrices(), error=st.floats(1e-3, 1))
 def test_truncation_by_error_agrees_with_svd_by_error(A, error):
     assert abs(len(svd(A).truncate(error=error).s) - len(svd(A, error=error).s)) <= (0 if A.any() else 1)

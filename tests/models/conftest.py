@@ -17,10 +17,8 @@ CACHE = Path(os.environ.get("ECKART_CACHE", ROOT / ".cache"))
 
 def _asset(name: str) -> Path:
     """Return the unpacked asset, fetched if it is not there yet; `assets/table.toml` says what it is."""
-    subprocess.run(
-        [sys.executable, str(ROOT / "assets" / "fetch.py"), name, "--into", str(CACHE / "assets")], check=True
-    )
-    return CACHE / "assets" / name
+    subprocess.run([sys.executable, str(ROOT / "assets" / "fetch.py"), name, "--into", str(CACHE)], check=True)
+    return CACHE / name
 
 
 @pytest.fixture(scope="session")

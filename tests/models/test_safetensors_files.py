@@ -283,7 +283,14 @@ def test_a_disk_that_is_too_small_is_noticed_before_anything_is_written(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_fills_up_while_writing_leaves_nothing_that_looks_like_a_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("lengths", "letters"),
+    [((20_000, 20_000, 200_000), 1), ((4,) * 150, 1000)],
+    ids=["in the third shard", "in the index"],
+)
+def test_a_disk_that_fills_up_while_writing_leaves_nothing_that_looks_like_a_model(
+    tmp_path: Path, lengths: tuple[int, ...], letters: int
+) -> None:
     script = """
 import resource, signal, sys
 from pathlib import Path
@@ -292,14 +299,19 @@ from eckart.errors import OutputError
 from eckart.models._safetensors import PendingTensor, write_sharded
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-small, large = np.zeros(5_000, np.float32), np.zeros(50_000, np.float32)
-pending = [PendingTensor.of("a", small), PendingTensor.of("b", small), PendingTensor.of("c", large)]
+folder, letters, *lengths = sys.argv[1:]
+pending = [
+    PendingTensor.of(f"{i:03}" * int(letters), np.zeros(int(length), np.uint8)) for i, length in enumerate(lengths)
+]
 try:
-    write_sharded(Path(sys.argv[1]), pending, stem="eckart", max_shard_bytes=30_000)
+    write_sharded(Path(folder), pending, stem="eckart", max_shard_bytes=4)
 except OutputError as error:
     print(error.code, error.status)
 """
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+    arguments = [str(number) for number in (letters, *lengths)]
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path), *arguments], capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == ["E-space", "5"]
     assert list(tmp_path.iterdir()) == []
 

@@ -203,6 +203,7 @@ def test_nothing_is_certified_of_a_large_matrix_that_gives_only_products(monkeyp
     monkeypatch.setattr(_accuracy, "FREE_ENTRIES", 0)
     result = svd(aslinearoperator(random_sparse(400, 300)), 3)
     assert (result.error.spectral, result.error.frobenius) == (np.inf, np.inf)
+    assert result.truncate(1).error.frobenius == np.inf
     with pytest.raises(EckartError, match="more singular values"):
         result.truncate(error=0.9)
 

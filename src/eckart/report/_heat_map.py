@@ -1,4 +1,4 @@
-"""The map of the plan: blocks across, kinds of layer down, each cell coloured by the share of parameters that is kept."""
+"""The map of the plan: blocks across, kinds of layer down, coloured by the share of parameters that is kept."""
 
 from __future__ import annotations
 
@@ -125,7 +125,8 @@ def _cell(layer: Layer, i: int, x: int, y: int, width: int) -> Html:
 def _in_words(layer: Layer) -> str:
     if layer.rank is None:
         return f"{layer.name}: stays dense" + (f", {layer.kept}" if layer.kept else "")
-    return f"{layer.name}: rank {layer.rank} of {min(layer.rows, layer.columns)}, keeps {figures.percent(layer.kept_fraction)}"
+    full = min(layer.rows, layer.columns)
+    return f"{layer.name}: rank {layer.rank} of {full}, keeps {figures.percent(layer.kept_fraction)}"
 
 
 def _step(fraction: float) -> int:

@@ -21,7 +21,7 @@ class Html(str):
     __slots__ = ()
 
 
-def element(name: str, *children: str, **attributes: str | float | bool | None) -> Html:
+def element(name: str, /, *children: str, **attributes: str | float | bool | None) -> Html:
     """Return the element; control and bidirectional characters in text and attributes become visible escapes.
 
     Attributes: class_ is class, data_x is data-x, True is an attribute without a value, None and False are none.
@@ -37,14 +37,22 @@ def element(name: str, *children: str, **attributes: str | float | bool | None) 
 
 
 def table(head: list[str], lines: list[list[str]], **attributes: str) -> Html:
-    """Return a table whose first column heads its rows, in a box that scrolls sideways where it is too wide."""
+    """Return a table whose first column heads its rows, in a box that scrolls sideways where it is too wide.
+
+    A cell is broken into lines after a semicolon and nowhere else.
+    """
     top = element("tr", *(element("th", cell, scope="col") for cell in head))
     body = (
-        element("tr", element("th", line[0], scope="row"), *(element("td", cell) for cell in line[1:]))
+        element("tr", element("th", line[0], scope="row"), *(element("td", _unbroken(cell)) for cell in line[1:]))
         for line in lines
     )
     whole = element("table", element("thead", top), element("tbody", *body), **attributes)
     return element("div", whole, class_="scroll", tabindex="0", role="group", aria_label=attributes.get("aria_label"))
+
+
+def _unbroken(cell: str) -> Html:
+    *before, last = cell.split("; ")
+    return Html(" ".join(element("span", part, class_="whole") for part in (*(f"{part};" for part in before), last)))
 
 
 def json_for_script(value: Any) -> Html:

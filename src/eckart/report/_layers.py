@@ -11,7 +11,7 @@ from eckart.report._html import Html, element
 
 __all__ = ["layers"]
 
-BAR = 64  # px
+BAR = 48  # px
 
 
 class _Cell(NamedTuple):
@@ -26,8 +26,8 @@ COLUMNS = (
     ("rows × columns", False),
     ("becomes", False),
     ("break-even rank", False),
-    ("parameters before", False),
-    ("parameters after", False),
+    ("parameters", False),
+    ("after", False),
     ("kept", False),
     ("loss increase", True),
     ("relative error", True),

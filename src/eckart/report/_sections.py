@@ -1,4 +1,4 @@
-"""The sections about the models as a whole. Each is a function from the result to HTML, "" where it has nothing to say."""
+"""The sections about the models as a whole: functions from the result to HTML, "" where there is nothing to say."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def warnings(result: Result) -> Html:
 def measured(result: Result) -> Html:
     """The table, as the terminal and the model card show it."""
     head, *lines = figures.rows(result)
-    return _section("Measured", _how_measured(result), table(head, lines, class_="figures", aria_label="Measured"))
+    kind = "figures grown" if figures.grown(result) else "figures"
+    return _section("Measured", _how_measured(result), table(head, lines, class_=kind, aria_label="Measured"))
 
 
 def provenance(result: Result) -> Html:
@@ -72,10 +73,7 @@ def provenance(result: Result) -> Html:
 
 def _cards(result: Result, base: Model, model: Model) -> Iterator[Html]:
     alone = model is base
-    source = "" if base.input_bytes is None else f"input file {figures.megabytes(base.input_bytes)}"
-    before, after = figures.megabytes(base.file_bytes), figures.megabytes(model.file_bytes)
-    note = [base.file_bytes_note, source] if alone else [f"before: {base.file_bytes_note}", source]
-    yield _card("weight files", before if alone else f"{before} → {after}", "; ".join(part for part in note if part))
+    yield _size_card(result, base, model)
     yield _card(
         "parameters",
         figures.percent(model.parameters / base.parameters) if not alone else figures.count(base.parameters),
@@ -92,6 +90,18 @@ def _cards(result: Result, base: Model, model: Model) -> Iterator[Html]:
     for name, spread, slow in (("prefill", model.prefill, base.prefill), ("decode", model.decode, base.decode)):
         if spread is not None:
             yield _speed_card(name, spread, None if alone else slow)
+
+
+def _size_card(result: Result, base: Model, model: Model) -> Html:
+    """Return before → after; before is the input file itself where the result is larger than that."""
+    before, after = figures.megabytes(base.file_bytes), figures.megabytes(model.file_bytes)
+    source = "" if base.input_bytes is None else figures.megabytes(base.input_bytes)
+    if model in figures.grown(result):
+        dense = f"{base.label} {base.file_bytes_note}: {before}"
+        return _card("input file, weight files", f"{source} → {after}", f"LARGER than the input; {dense}")
+    notes = (base.file_bytes_note and f"{base.label} {base.file_bytes_note}", source and f"input file {source}")
+    change = before if model is base else f"{before} → {after}"
+    return _card("weight files", change, "; ".join(note for note in notes if note))
 
 
 def _speed_card(name: str, spread: Spread, before: Spread | None) -> Html:
