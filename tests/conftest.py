@@ -1,4 +1,4 @@
-"""One profile for Hypothesis, and one thread for each worker of pytest-xdist."""
+"""One profile for Hypothesis, one thread for each worker of pytest-xdist, and the models that many tests use."""
 
 import os
 
@@ -9,3 +9,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before NumPy and torch are imported a
 
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+from tests.real_models import smollm2_gguf, texts, tiny  # noqa: E402
+
+__all__ = ["smollm2_gguf", "texts", "tiny"]

@@ -6,7 +6,7 @@ import hashlib
 import random
 from typing import Any
 
-HOSTILE = "evil</script><img src=x onerror=alert(1)>\x1b[31m\u202e\u2028&amp;.7.q_proj"
+HOSTILE = "evil</script><img src=x onerror=alert(1)></script \" onload='alert(2)' \x1b[31m\u202e\u2028&amp;.7.q_proj"
 KINDS = {
     "self_attn.q_proj": (576, 576),
     "self_attn.k_proj": (192, 576),

@@ -21,9 +21,9 @@ NotNegative = Annotated[float, Field(ge=0)]
 
 
 class _Part(BaseModel):
-    """Exactly these fields, of exactly these types, every number finite."""
+    """Exactly these fields, of exactly these types; JSON itself has only finite numbers."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, protected_namespaces=())
 
 
 class Spread(_Part):

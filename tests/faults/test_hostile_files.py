@@ -203,7 +203,7 @@ def _mutated(changes: list[tuple[str, Any]]) -> Any:
     return header
 
 
-@settings(max_examples=600, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(_changes, st.integers(-12, 4), st.binary(max_size=3), st.integers(0, 400))
 def test_a_mutated_header_is_read_rightly_or_refused(tmp_path_factory, changes, more, patch, where) -> None:
     content = of(_mutated(changes), 8)
@@ -230,7 +230,7 @@ def test_a_mutated_header_is_read_rightly_or_refused(tmp_path_factory, changes, 
     json.dumps(found.to_json(), allow_nan=False)
 
 
-@settings(max_examples=200, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.one_of(_json, st.dictionaries(st.sampled_from(["w", "v", "é"]), _json, max_size=3)), _json)
 def test_any_index_and_any_config_is_read_rightly_or_refused(tmp_path_factory, weight_map, config) -> None:
     folder = tmp_path_factory.mktemp("model")
@@ -354,6 +354,7 @@ def test_an_index_of_very_many_shards_is_refused_in_seconds(tmp_path: Path) -> N
         "../victim/secret.safetensors",
         "sub/../../victim/secret.safetensors",
         "./model-00001-of-00003.safetensors",
+        "sub/../model-00001-of-00003.safetensors",
         "/{victim}/secret.safetensors",
         "..",
         "",
@@ -461,6 +462,11 @@ def test_a_snapshot_that_links_to_another_place_of_the_cache_is_refused(cached: 
     refused(Path("org/name"), UnsafeInputError, "E-path")
 
 
+def test_only_snapshots_may_link_to_blobs(cached: Path) -> None:
+    (cached / "snapshots").rename(cached / "other")
+    refused(cached / "other" / "0123456789abcdef", UnsafeInputError, "E-path")
+
+
 def test_a_blob_that_is_a_link_to_elsewhere_is_refused(cached: Path) -> None:
     blob = sorted((cached / "blobs").iterdir())[0]
     secret = cached.parent.parent / "secret"
@@ -475,12 +481,26 @@ def test_a_blob_that_was_never_downloaded_is_a_missing_shard(cached: Path) -> No
     assert error.fix.startswith("hf download org/name model-00001-of-00003.safetensors")
 
 
-@pytest.mark.parametrize("revision", ["../../../elsewhere", "/etc", "", "a b", "x" * 300])
-def test_a_reference_of_the_cache_that_is_no_revision_is_refused(cached: Path, revision: str) -> None:
-    (cached / "refs" / "main").write_text(revision)
+@pytest.mark.parametrize(
+    ("revision", "code"),
+    [
+        ("../../../elsewhere", "E-path"),
+        ("{elsewhere}", "E-path"),
+        ("..", "E-path"),
+        ("", "E-path"),
+        ("a b", "E-path"),
+        ("x" * 300, "E-missing"),
+        ("fedcba", "E-missing"),
+    ],
+)
+def test_a_reference_of_the_cache_that_is_no_revision_is_refused(cached: Path, revision: str, code: str) -> None:
+    elsewhere = cached.parent.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "model.safetensors").write_bytes(SOUND)
+    (cached / "refs" / "main").write_text(revision.replace("{elsewhere}", str(elsewhere)))
     with pytest.raises(EckartError) as caught:
         resolve("org/name")
-    assert caught.value.code in ("E-path", "E-missing")
+    assert caught.value.code == code
 
 
 def test_the_weights_that_a_config_names_for_transformers_are_the_ones_that_are_checked(sharded: Path) -> None:
@@ -512,7 +532,7 @@ def test_a_pipe_does_not_block_and_a_folder_or_a_device_is_no_file(tmp_path: Pat
     refused(tmp_path, InputError, "E-kind")
     (tmp_path / "zero.gguf").symlink_to("/dev/zero")
     refused(tmp_path / "zero.gguf", InputError, "E-kind")
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < 5
 
 
 def test_a_loop_of_links_is_an_error_not_a_hang(tmp_path: Path) -> None:

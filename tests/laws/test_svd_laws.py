@@ -15,6 +15,7 @@ from svd_cases import (
     KINDS,
     METHODS,
     ORTHONORMAL,
+    PRODUCTS,
     SPARSE,
     VALUES,
     assert_below,
@@ -27,6 +28,7 @@ from svd_cases import (
 
 from eckart import EckartError, as_matrix, svd, svd_full
 from eckart.errors import NumericalError, RankError, UsageError
+from eckart.matrix import centred, transposed
 
 DTYPES = [np.float64, np.float32]
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
@@ -70,6 +72,28 @@ def test_values_under_rotation_scaling_transposition_and_permutation(A, seed, sc
     assert_below(np.abs(svd(A.T).s - s), bound)
     assert_below(np.abs(svd(A[rng.permutation(len(A))]).s - s), bound)
     assert np.array_equal(svd(A * 2.0**40).s, s * 2.0**40) or s[0] < 2.0**-16
+
+
+VIEWS = {"itself": lambda A: A, "transposed": transposed, "centred": centred, "both": lambda A: transposed(centred(A))}
+
+
+@kinds
+@pytest.mark.parametrize("view", VIEWS)
+@given(A=matrices(shapes=[(1, 6), (7, 4), (4, 7)]), exponent=st.integers(-40, 40))
+def test_the_laws_of_an_operand(A, kind, view, exponent):
+    operand = VIEWS[view](as_matrix(KINDS[kind](A)))
+    exact = A - A.mean(axis=0) if view in ("centred", "both") else A
+    exact = exact.T if view in ("transposed", "both") else exact
+    assert operand.shape == exact.shape
+    for matrix, unit in ((operand, 1.0), (operand.scaled(exponent), 2.0**exponent)):
+        X, Y = (matrix.space.normal((size, 3), seed=1) for size in exact.shape[::-1])
+        AX, AtY, X, Y = (numpy64(x) for x in (matrix.matmat(X), matrix.rmatmat(Y), X, Y))
+        rounding = 20 * np.finfo(float).eps * np.linalg.norm(A) * unit * np.sqrt(A.size)
+        assert_below(np.abs(AX - unit * exact @ X), rounding)
+        assert_below(np.abs(AtY - unit * exact.T @ Y), rounding)
+        assert_below(np.abs(Y.T @ AX - AtY.T @ X), 10 * rounding)  # ⟨Y, A X⟩ = ⟨Aᵀ Y, X⟩
+        norm = matrix.squared_norm()
+        assert norm is None or norm >= np.linalg.norm(exact) ** 2 * unit**2 * (1 - 1e-12)
 
 
 @dtypes
@@ -162,6 +186,17 @@ def test_what_is_not_finite_is_an_error_that_names_its_place(kind, value, shape,
     shown = r"\S+" if kind in ("operator", "own class") else re.escape(str(value))
     with pytest.raises(NumericalError, match=f"row {i}, column {j} is {shown}"):
         svd(KINDS[kind](A))
+
+
+@pytest.mark.parametrize("kind", PRODUCTS)
+def test_a_transposed_product_that_is_not_finite_names_its_place_too(kind):
+    A = np.ones((5, 4))
+    A[3, 2] = np.inf
+    with pytest.raises(NumericalError, match="row 3, column 2"):
+        as_matrix(KINDS[kind](A)).rmatmat(np.ones((5, 1)))
+    large = np.full((5, 4), 1e308)
+    with pytest.raises(NumericalError, match="leaves the range"):
+        as_matrix(KINDS[kind](large)).matmat(np.ones((4, 1)))
 
 
 @pytest.mark.parametrize("kind", DENSE | SPARSE)
@@ -291,6 +326,7 @@ def test_a_stack_is_its_matrices(outer, shape, framework):
         (lambda: svd(np.eye(3), method="gram"), UsageError, "known by its products"),
         (lambda: svd(scipy.sparse.eye_array(3), method="lapack"), UsageError, "in memory"),
         (lambda: svd(scipy.sparse.eye_array(3), 3, method="arpack"), UsageError, "k < min"),
+        (lambda: svd(scipy.sparse.eye_array(3), 0, method="arpack"), UsageError, "1 <= k"),
         (lambda: svd(np.eye(3), 1, error=0.1), UsageError, "both"),
         (lambda: svd(np.eye(3), error=1.5), UsageError, "0 to 1"),
         (lambda: svd(np.eye(3), error=float("nan")), UsageError, "0 to 1"),

@@ -1,4 +1,4 @@
-"""Laws of compression: full rank changes nothing, plans predict exactly, allocation is best, the source stays as it is."""
+"""Laws of compression: full rank changes nothing, plans predict exactly, allocation is best, the source is kept."""
 
 from __future__ import annotations
 
@@ -38,9 +38,7 @@ def at_full_rank(plan: eckart.Plan) -> eckart.Plan:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", ["auto", "input", "plain"])
-def test_every_layer_at_full_rank_changes_no_output(
-    tiny: Tiny, texts: dict[str, Path], kind: str, method: str
-) -> None:
+def test_every_layer_at_full_rank_changes_no_output(tiny: Tiny, texts: dict[str, Path], kind: str, method: str) -> None:
     model: Any = eckart.open_model(tiny(kind))
     full = at_full_rank(eckart.plan(model, 1.0, method=method, **small_job(texts)))
     assert len(full.options) == len([layer for layer in full.layers if not layer.kept]) > 0
@@ -61,9 +59,7 @@ def test_the_given_model_is_not_changed(tiny: Tiny, texts: dict[str, Path], kind
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(tiny: Tiny, texts: dict[str, Path]) -> None:
-    outputs = [
-        eckart.compress(tiny("llama"), 0.7, **small_job(texts, seed=seed)).run(TOKENS) for seed in (0, 0, 1)
-    ]
+    outputs = [eckart.compress(tiny("llama"), 0.7, **small_job(texts, seed=seed)).run(TOKENS) for seed in (0, 0, 1)]
     assert torch.equal(outputs[0], outputs[1])
     assert not torch.equal(outputs[0], outputs[2])
 
@@ -80,8 +76,12 @@ def test_two_sided_beats_plain_at_the_same_size(tiny: Tiny, texts: dict[str, Pat
 
 
 @given(
-    rows=st.integers(1, 12), columns=st.integers(1, 12), seed=st.integers(0, 10), k=st.integers(0, 12), tokens=st.integers(0, 20)
-)  # fmt: skip
+    rows=st.integers(1, 12),
+    columns=st.integers(1, 12),
+    seed=st.integers(0, 10),
+    k=st.integers(0, 12),
+    tokens=st.integers(0, 20),
+)
 def test_truncation_is_optimal_in_its_metric_and_predicts_its_error(
     rows: int, columns: int, seed: int, k: int, tokens: int
 ) -> None:

@@ -151,7 +151,7 @@ HUGE = 2**60
 LIES = {
     "empty file": (b"", "E-truncated"),
     "too short": (b"GGUF\3\0\0\0", "E-truncated"),
-    "other magic": (b"GGML" + bytes(40), "E-header"),
+    "other magic": (b"GGML" + gguf()[4:], "E-header"),
     "version 1": (gguf(version=1), "E-header"),
     "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "E-header"),
     "2^60 pairs": (gguf(counts=(0, HUGE)), "E-truncated"),
@@ -205,7 +205,7 @@ def test_a_header_that_lies_is_refused_at_once_and_in_little_memory(tmp_path: Pa
         assert tracemalloc.get_traced_memory()[1] < 5 * len(content) + 1_000_000
     finally:
         tracemalloc.stop()
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < 5
     assert caught.value.code == code
     assert caught.value.status == 3
 
@@ -242,8 +242,14 @@ def test_millions_of_strings_are_skipped_quickly_or_refused(tmp_path: Path) -> N
     many = struct.pack("<IQ", STRING, count) + bytes(8 * count)
     start = time.perf_counter()
     assert read(tmp_path, gguf([pair("a", ARRAY, many)])).metadata == {}
-    assert time.perf_counter() - start < 3
+    assert time.perf_counter() - start < 10
     path = tmp_path / "sparse.gguf"
+    for counts in ((1_000_001, 0), (0, 1_000_001)):
+        with path.open("wb") as file:
+            file.write(gguf(counts=counts))
+            file.truncate(10**8)
+        with pytest.raises(InputError, match="the limit is 1000000"):
+            read_gguf(path)
     head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("a") + struct.pack("<IIQ", ARRAY, STRING, 10**9)
     with path.open("wb") as file:
         file.write(head)
@@ -252,4 +258,4 @@ def test_millions_of_strings_are_skipped_quickly_or_refused(tmp_path: Path) -> N
     with pytest.raises(InputError, match="strings") as caught:
         read_gguf(path)
     assert caught.value.code == "E-header"
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < 5

@@ -234,7 +234,7 @@ def test_a_pickle_beside_safetensors_is_ignored(tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", ["nowhere", "org/model", "/no/such/folder", "", "a\0b", "a/b/c", "org/../model"])
 def test_what_is_not_there_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(make(tmp_path / "here", LLAMA))
     with pytest.raises(InputError) as caught:
         inspect(source)
     assert caught.value.code == "E-missing"

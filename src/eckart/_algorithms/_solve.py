@@ -169,7 +169,7 @@ def _working_residual(A: Operand, eps: float) -> float:
 
     LAPACK's QR iteration (dbdsqr) sets an off-diagonal to zero below max(10, min(100, eps^(-1/8))) eps.
     """
-    stop = max(10.0, min(100.0, eps**-0.125))
+    stop = max(10.0, min(100.0, math.pow(eps, -0.125)))
     return (stop + PRODUCT_ROUNDING * math.sqrt(max(A.shape))) * eps
 
 

@@ -66,6 +66,7 @@ def compress(
     evaluate_tokens: int | Sequence[int] = 4096,
     max_shard_size: str | int = "5GB",
     device: Any = None,
+    command: str = "",
     progress: Progress | None = None,
     seed: int = 0,
 ) -> HuggingFaceModel:
@@ -80,7 +81,7 @@ def compress(
     checkpoint that any loader reads and that saves nothing. out: a new folder, written whole or not at all; its
     reloaded outputs and its size are checked against the model and the plan before it gets its name. evaluate: texts
     for a measurement of the saved files beside the dense model, and beside the models `beside` names, in a fresh
-    process; needs `out`.
+    process; needs `out`. command: what the measurement remembers as the way to it.
 
     The result has `.plan` and, if evaluated, `.measurement` (schema "eckart.compare/1").
     UsageError, InputError, BudgetError, OutputError, NumericalError: as their names say; nothing is left behind then.
@@ -109,7 +110,7 @@ def compress(
     small.round_(job.dtype)
     small.stored_dtype, small.plan, small.source_bytes = job.dtype, made, job.model.input_bytes
     if out is not None:
-        wanted = None if evaluate is None else Evaluation(evaluate, beside, evaluate_tokens, context, seed)
+        wanted = None if evaluate is None else Evaluation(evaluate, beside, evaluate_tokens, context, command, seed)
         finish(small, job.model, Path(out), wanted, job.max_shard_bytes, job.progress)
     return small
 

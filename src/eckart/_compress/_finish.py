@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from eckart._compress._card import model_card
 from eckart._files import dump_json, new_folder, write_whole
 from eckart.errors import EckartError, NumericalError
-from eckart.models._fresh import PROBED, in_fresh_process
+from eckart.models._fresh import PROBED, continuation, in_fresh_process
 from eckart.models._save_huggingface import save
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Evaluation:
     beside: Sequence[str | os.PathLike[str]]
     tokens: int | Sequence[int]
     context: int
+    command: str
     seed: int
 
 
@@ -88,6 +89,8 @@ def _check_reloaded(small: HuggingFaceModel, folder: Path, progress: Progress) -
     difference = float((here - torch.tensor(again["output"], dtype=torch.float64)).abs().max())
     if not difference <= LOGIT_TOLERANCE * max(1.0, float(here.abs().max())):
         raise EckartError(f"reloaded in a fresh process, the outputs differ by {difference:.3g}; nothing was kept")
+    if again["continued"] != continuation(small, tokens.tolist(), GENERATED):
+        raise EckartError("reloaded in a fresh process, the model generates other text; nothing was kept")
     progress("checking the saved files", 1, 1)
 
 
@@ -105,6 +108,7 @@ def _measured(
             "tokens": wanted.tokens if isinstance(wanted.tokens, int) else list(wanted.tokens),
             "context": wanted.context,
             "seed": wanted.seed,
+            "command": wanted.command,
             "plan": plan.to_json(),
         },
         progress,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from eckart._compress._plan import ADDITIVE_UNIT
 from eckart.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def _relative(cut: Truncation) -> np.ndarray[tuple[int, ...], np.dtype[np.float6
 
 
 METHODS = {
-    "two-sided": Method("two-sided", True, True, False, _second_order, "nats a token"),
+    "two-sided": Method("two-sided", True, True, False, _second_order, ADDITIVE_UNIT),
     "input": Method("input", True, False, False, _relative, "squared relative output error"),
     "plain": Method("plain", False, False, True, _relative, "squared relative weight error"),
 }

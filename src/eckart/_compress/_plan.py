@@ -12,9 +12,10 @@ from eckart._files import dump_json, write_whole
 from eckart.errors import InputError, UsageError
 from eckart.models._option import Option, dense, pair, read_option
 
-__all__ = ["LayerPlan", "Plan"]
+__all__ = ["ADDITIVE_UNIT", "LayerPlan", "Plan"]
 
 SCHEMA = "eckart.plan/1"
+ADDITIVE_UNIT = "nats a token"  # relative errors of different layers have no meaningful sum
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,9 @@ class Plan:
 
     @property
     def predicted_loss_increase(self) -> float | None:
-        """Sum over the layers; None as soon as one layer's is not known."""
+        """Sum over the layers; None where a layer's is not known, or losses in this unit do not add up."""
+        if self.unit != ADDITIVE_UNIT:
+            return None
         parts = [layer.loss_increase for layer in self.layers if layer.option.format != "dense"]
         return None if any(part is None for part in parts) else sum(part for part in parts if part is not None)
 
@@ -155,11 +158,21 @@ class Plan:
                 raise
             raise InputError(f"the plan is malformed: {type(error).__name__} {error}") from error
 
+    def summary(self) -> str:
+        """Return the totals in one line."""
+        dense = len(self.layers) - len(self.options)
+        line = (
+            f"{self.method}: {self.parameters_before:,} -> {self.parameters_after:,} parameters "
+            f"({self.keep_reached:.2%}), {self.bytes_before:,} -> {self.bytes_after:,} bytes in {self.dtype}, "
+            f"{len(self.options)} layers factored, {dense} left dense"
+        )
+        loss = self.predicted_loss_increase
+        return line if loss is None else f"{line}, predicted loss increase {loss:.3g} {self.unit}"
+
     def __str__(self) -> str:
-        """The plan as a table: one line a layer, and the totals."""
+        """The plan as a table: the totals, then a line a layer."""
         lines = [
-            f"{self.method}, {self.parameters_before:,} -> {self.parameters_after:,} parameters "
-            f"({self.keep_reached:.2%}), {self.bytes_before:,} -> {self.bytes_after:,} bytes in {self.dtype}",
+            self.summary(),
             f"{'layer':44} {'shape':>13} {'becomes':>10} {'params':>11} {'loss +':>10}",
         ]
         for layer in self.layers:
@@ -169,8 +182,6 @@ class Plan:
                 f"{layer.name:44} {f'{layer.rows} x {layer.columns}':>13} {becomes:>10} {layer.option.params:>11,} "
                 f"{loss:>10}  {layer.kept}".rstrip()
             )
-        if self.predicted_loss_increase is not None:
-            lines.append(f"predicted in all: {self.predicted_loss_increase:.3g} {self.unit}")
         return "\n".join(lines)
 
 

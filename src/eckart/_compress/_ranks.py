@@ -91,7 +91,7 @@ def _loss(cut: Truncation, option: Option, method: Method) -> float:
 
 
 def _uniform(offers: Offers, budget: int) -> dict[str, Option]:
-    """Return the largest options that keep the same fraction of every layer and fit."""
+    """Return the largest options that keep the same fraction of every layer and fit; what is left buys single ranks."""
     low, high = 0.0, 1.0
     chosen = {name: min(options, key=lambda option: option.params) for name, options in offers.items()}
     for _ in range(60):
@@ -101,6 +101,13 @@ def _uniform(offers: Offers, budget: int) -> dict[str, Option]:
             high = middle
         else:
             low, chosen = middle, trial
+    rest = budget - sum(option.params for option in chosen.values())
+    for name, options in offers.items():
+        larger = [option for option in options if 0 < option.params - chosen[name].params <= rest]
+        if larger:
+            one = min(larger, key=lambda option: option.params)
+            rest -= one.params - chosen[name].params
+            chosen[name] = one
     return chosen
 
 

@@ -78,7 +78,7 @@ def compress(
     """Make a trained model smaller, save it, reload it in a fresh process and measure it beside the dense one."""
     import eckart
     from eckart.cli._progress import progress_shown
-    from eckart.cli._show import show_comparison, show_plan
+    from eckart.cli._show import command_line, show_comparison, show_plan
 
     with running(as_json=json):
         with progress_shown(quiet=quiet) as progress:
@@ -99,6 +99,7 @@ def compress(
                 evaluate_tokens=evaluate_tokens or 4096,
                 max_shard_size=max_shard_size,
                 device=device,
+                command=command_line(),
                 progress=progress,
                 seed=seed,
             )
@@ -167,7 +168,7 @@ def compare(
     """Put models beside each other: parameters, bytes, perplexity, divergence and speed."""
     import eckart
     from eckart.cli._progress import progress_shown
-    from eckart.cli._show import show_comparison
+    from eckart.cli._show import command_line, show_comparison
     from eckart.errors import UsageError
 
     with running(as_json=json):
@@ -183,6 +184,7 @@ def compare(
                 speed=speed,
                 device=device,
                 seed=seed,
+                command=command_line(),
                 progress=progress,
             )
         show_comparison(measurement.to_json(), as_json=json, report=report)

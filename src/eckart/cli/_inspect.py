@@ -32,7 +32,8 @@ def inspection_shown(found: Inspection, *, sort: str = "name", limit: int = 0, t
     """Print what was found on stdout; see `render`. A pipe gets long lines, so that a name stays in one of them."""
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(render(found.to_json(), sort=sort, limit=limit, tree=tree))
+    console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    console.print(render(found.to_json(), sort=sort, limit=limit, tree=tree))
 
 
 def render(document: _Row, *, sort: str = "name", limit: int = 0, tree: bool = False) -> RenderableType:

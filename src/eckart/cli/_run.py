@@ -40,8 +40,8 @@ def running(*, as_json: bool = False) -> Iterator[None]:
 
 
 def print_json(value: Any) -> None:
-    """Print strict JSON with sorted keys on stdout."""
-    print(json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False))
+    """Print strict JSON with sorted keys on stdout, in ASCII, so that no name in it can steer a terminal."""
+    print(json.dumps(value, indent=2, sort_keys=True, allow_nan=False))
 
 
 def _tell(error: EckartError, as_json: bool) -> None:

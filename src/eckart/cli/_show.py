@@ -9,7 +9,12 @@ from typing import Any
 
 from eckart.cli._run import print_json
 
-__all__ = ["show_comparison", "show_plan"]
+__all__ = ["command_line", "show_comparison", "show_plan"]
+
+
+def command_line() -> str:
+    """Return what the user typed, as a shell would take it."""
+    return shlex.join(["eckart", *sys.argv[1:]])
 
 
 def show_comparison(result: dict[str, Any], *, as_json: bool, report: Path | None) -> None:
@@ -17,8 +22,6 @@ def show_comparison(result: dict[str, Any], *, as_json: bool, report: Path | Non
     from eckart._table import headline, rows
     from eckart.report import write_report
 
-    if not result["command"]:
-        result = {**result, "command": shlex.join(["eckart", *sys.argv[1:]])}
     if report is not None:
         write_report(result, report)
     if as_json:
@@ -26,9 +29,12 @@ def show_comparison(result: dict[str, Any], *, as_json: bool, report: Path | Non
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    head, *lines = rows(result)
-    table = Table(*head, title=headline(result), title_justify="left", title_style="bold")
+    head, *lines = ([Text(cell) for cell in line] for line in rows(result))
+    table = Table(title=Text(headline(result)), title_justify="left", title_style="bold")
+    for cell in head:
+        table.add_column(cell)
     for line in lines:
         table.add_row(*line)
     Console().print(table)
@@ -46,5 +52,7 @@ def show_plan(plan: Any, *, as_json: bool, saved: Any = None) -> None:
     if saved is not None:
         grown = "" if saved.input_bytes <= saved.source_bytes else " (MORE than the input file's)"
         print(f"{saved.path}: {saved.input_bytes:,} bytes of weights{grown}, from {saved.source_bytes:,} in the input")
+        print(plan.summary())
         print(f"next: eckart compare MODEL {shlex.quote(saved.path)} --evaluate test.txt", file=sys.stderr)
-    print(plan)
+    else:
+        print(plan)

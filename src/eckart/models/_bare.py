@@ -28,7 +28,7 @@ class BareModel:
             yield Weight(info.name, info.shape, numpy_dtype(info.dtype).name, partial(read_array, info))
 
     def layers(self) -> dict[str, Layer]:
-        """Return the tensors of two dimensions, as layers that must stay as they are: nobody knows how they are used."""
+        """Return the tensors of two dimensions, as layers that must stay as they are: their use is unknown."""
         return {
             info.name: Layer(info.name, "matrix", *info.shape, False, "no architecture to run it", (info.name,))
             for info in self._checkpoint.tensors.values()

@@ -11,13 +11,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eckart import errors
 from eckart.errors import EckartError
 from eckart.models._model import Progress, silent
 
-__all__ = ["in_fresh_process"]
+if TYPE_CHECKING:
+    from eckart.models._huggingface import HuggingFaceModel
+
+__all__ = ["continuation", "in_fresh_process"]
 
 
 def in_fresh_process(request: dict[str, Any], progress: Progress = silent) -> Any:
@@ -42,14 +45,14 @@ def in_fresh_process(request: dict[str, Any], progress: Progress = silent) -> An
                 raise _rebuilt(kind, message["error"])
             else:
                 return message["answer"]
+        status = process.wait()
     finally:
         process.kill()
         process.wait()
         process.stdout.close()
     raise EckartError(
-        f"the fresh process ended with status {process.returncode} and no answer",
-        why="it was killed, which the system does when memory runs out" if process.returncode < 0 else "",
-        fix="see its messages above",
+        f"the fresh process ended with status {status} and no answer",
+        why="it was killed, which the system does when memory runs out" if status < 0 else "its messages are above",
     )
 
 
@@ -60,13 +63,27 @@ def probe(path: str, tokens: Sequence[int], generate: int) -> dict[str, Any]:
     from eckart.models import open_model
 
     model: Any = open_model(path)
-    batch = torch.tensor([list(tokens)])
-    output = model.run(batch)[0]
-    continued: list[int] = []
-    for _ in range(generate if model.predicts_next_token else 0):
-        token = model.run(torch.tensor([[*tokens, *continued]]))[0, -1].argmax()
-        continued.append(int(token))
-    return {"output": output.double().flatten()[-PROBED:].tolist(), "continued": continued}
+    output = model.run(torch.tensor([list(tokens)]))[0]
+    return {
+        "output": output.double().flatten()[-PROBED:].tolist(),
+        "continued": continuation(model, tokens, generate),
+    }
+
+
+def continuation(model: HuggingFaceModel, tokens: Sequence[int], count: int) -> list[int]:
+    """Return the `count` tokens that the model itself would add, greedily; [] for one that predicts none."""
+    import torch
+
+    if not model.predicts_next_token:
+        return []
+    added: list[int] = []
+    batch, past = torch.tensor([list(tokens)]), None
+    with torch.no_grad():
+        for _ in range(count):
+            out = model.module(batch.to(model.module.device), past_key_values=past, use_cache=True)
+            batch, past = out.logits[:, -1:].argmax(-1), out.past_key_values
+            added.append(int(batch))
+    return added
 
 
 PROBED = 65536  # output values compared

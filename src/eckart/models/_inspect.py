@@ -116,7 +116,7 @@ def inspect(source: str | os.PathLike[str]) -> Inspection:
     for tensor in distinct:
         dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + tensor.parameters
     pairs = _pairs(found, parameters)
-    skipped = {f"{pair.name}.{part}.weight" for pair in pairs for part in ("up", "down")}.union(*tied)
+    skipped = {f"{pair.name}.{part}.weight" for pair in pairs for part in ("up", "down")}
     dense = [
         Matrix(t.name, t.shape[0], t.shape[1], t.dtype, t.parameters, t.bytes, t.parameters / parameters, None)
         for t in distinct

@@ -8,7 +8,7 @@ import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What `measure` found: models[0] is the baseline. plan: how the last one was compressed, if that is known."""
+    """What `measure` found: models[0] is the baseline. plan: how models[1] was compressed, if that is known."""
 
     models: tuple[Measured, ...]
     texts: tuple[Mapping[str, Any], ...]
@@ -78,6 +78,7 @@ def measure(
     labels: Sequence[str] = (),
     seed: int = 0,
     device: Any = None,
+    command: str = "",
     progress: Progress | None = None,
 ) -> Measurement:
     """Measure one model, or several beside each other.
@@ -85,7 +86,8 @@ def measure(
     model: a model, what `open_model` takes, or a sequence of these. baseline: the dense model that they came from;
     ratios and divergences are against it. data: UTF-8 text files, on which perplexity is measured over the
     first `tokens` tokens (one number, or one for each text) in non-overlapping pieces of `context`; none is dropped.
-    speed: time prefill and decode in turns. InputError, UsageError: a model or text that cannot be used.
+    speed: time prefill and decode in turns. command: what to remember as the way to this result.
+    InputError, UsageError: a model or text that cannot be used.
     """
     from eckart.models import open_model
     from eckart.models._huggingface import HuggingFaceModel
@@ -100,7 +102,7 @@ def measure(
     for one in models:
         if not isinstance(one, HuggingFaceModel):
             raise UsageError(f"{one.name} cannot be run, only looked at", fix="eckart inspect")
-    return _measure(models, data, tokens, context, speed, labels, seed, progress)
+    return replace(_measure(models, data, tokens, context, speed, labels, seed, progress), command=command)
 
 
 def measure_for_fresh_process(models: list[str], plan: Any, progress: Progress, **settings: Any) -> dict[str, Any]:
@@ -120,7 +122,7 @@ def _measure(
     progress: Progress,
 ) -> Measurement:
     from eckart.models._quality import quality
-    from eckart.models._speed import SpeedSettings, gemm_rate, speeds
+    from eckart.models._speed import PROMPT, SpeedSettings, gemm_rate, speeds
     from eckart.models._texts import contexts, read_texts
 
     texts = [] if data is None else read_texts(data)
@@ -137,13 +139,17 @@ def _measure(
         pieces = contexts(models[0].tokenizer, text, context=context, count=max(1, count // context))
         results[text.name] = quality(models, pieces, partial(_renamed, progress, text.name))
         used.append({"name": text.name, "tokens": pieces.numel(), "context": pieces.shape[1], "sha256": text.sha256})
-    settings = SpeedSettings()
+    longest = min(model.context for model in models)
+    default = SpeedSettings()
+    settings = SpeedSettings(
+        min(default.prefill_tokens, longest), max(1, min(default.decode_tokens, longest - PROMPT)), default.runs
+    )
     timed: list[Any] = [None] * len(models)
     if speed:
         import torch
 
         prompt = pieces.flatten() if pieces is not None else torch.arange(1, settings.prefill_tokens)
-        timed = speeds(models, prompt[: settings.prefill_tokens + 32], settings, progress)
+        timed = speeds(models, prompt[: settings.prefill_tokens + PROMPT], settings, progress)
     names = labels or [_label(model, i) for i, model in enumerate(models)]
     last = models[-1].stored_dtype
     return Measurement(

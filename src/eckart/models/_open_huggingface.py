@@ -6,16 +6,15 @@ import contextlib
 import copy
 import hashlib
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from eckart._files import new_folder
-from eckart.errors import InputError, MissingExtraError
+from eckart.errors import InputError, MissingExtraError, OutputError
 from eckart.models._huggingface import HuggingFaceModel
 from eckart.models._option import Option, read_option
-from eckart.models._safetensors import TensorInfo, numpy_dtype
 from eckart.models._source import Source
 
 __all__ = ["open_folder", "open_gguf"]
@@ -32,9 +31,9 @@ def open_folder(source: Source, device: Any) -> HuggingFaceModel:
         tokenizer,
         name=_title(source),
         path=str(source.path),
-        stored_dtype=_stored_dtype(source.weights.tensors.values()),
-        input_bytes=source.weights.bytes,
-        licence=_licence_of_folder(source.path),
+        stored_dtype=source.floating_dtype,
+        input_bytes=source.file_bytes,
+        licence=source.licence,
     )
     model.replaced = _replaced(model)
     model.check_finite()
@@ -47,28 +46,24 @@ def open_gguf(source: Source, device: Any) -> HuggingFaceModel:
     Where ECKART_CACHE names a folder, the converted model is kept there and the next call reads it in seconds.
     """
     cached = _cached_conversion(source.path)
-    if cached is None:
-        module, tokenizer = _load(source.path.parent, {"gguf_file": source.path.name}, device)
-        module = _without_quantisation(module)
-    elif not cached.exists():
-        module, tokenizer = _load(source.path.parent, {"gguf_file": source.path.name}, "cpu")
-        module = _without_quantisation(module)
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with new_folder(cached) as folder:
-            module.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-        module = module.to(device)
-    else:
+    if cached is not None and cached.exists():
         module, tokenizer = _load(cached, {}, device)
+    else:
+        module, tokenizer = _converted(source.path)
+        if cached is not None:
+            with contextlib.suppress(OutputError), new_folder(cached) as folder:  # a copy for next time, not a result
+                module.save_pretrained(folder)
+                tokenizer.save_pretrained(folder)
+        module = module.to(device)
     model = HuggingFaceModel(
         module,
         tokenizer,
         name=_title(source),
         path=str(source.path),
         stored_dtype="float16",
-        input_bytes=source.weights.bytes,
+        input_bytes=source.file_bytes,
         quantised=True,
-        licence=str(getattr(source.weights, "metadata", {}).get("general.license", "")),
+        licence=source.licence,
     )
     model.check_finite()
     return model
@@ -82,7 +77,13 @@ def _load(folder: Path, more: dict[str, Any], device: Any) -> tuple[Any, Any]:
         try:
             auto, config = _class_for(transformers, folder, more)
             module, report = auto.from_pretrained(
-                folder, config=config, dtype=torch.float32, output_loading_info=True, local_files_only=True, **more
+                folder,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                local_files_only=True,
+                use_safetensors=not more,  # only what has been checked; GGUF is neither
+                **more,
             )
         except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:
             if isinstance(error, InputError):
@@ -127,6 +128,14 @@ def _tokenizer(transformers: Any, folder: Path, more: dict[str, Any]) -> Any:
     return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **more)
 
 
+def _converted(path: Path) -> tuple[Any, Any]:
+    """Return (module, tokenizer) of a GGUF file, seen alone: what else its folder holds has not been checked."""
+    with tempfile.TemporaryDirectory() as alone:
+        os.symlink(path.resolve(), Path(alone) / path.name)
+        module, tokenizer = _load(Path(alone), {"gguf_file": path.name}, "cpu")
+    return _without_quantisation(module), tokenizer
+
+
 def _without_quantisation(module: Any) -> Any:
     """Return the module as an ordinary dense one; transformers marks what it read from GGUF and refuses to save it."""
     config = copy.deepcopy(module.config)
@@ -150,14 +159,6 @@ def _replaced(model: HuggingFaceModel) -> dict[str, Option]:
     return found
 
 
-def _stored_dtype(infos: Iterable[TensorInfo]) -> str:
-    """Return the dtype, by NumPy's name, that most of the stored numbers have."""
-    counts: Counter[str] = Counter()
-    for info in infos:
-        counts[info.dtype] += info.parameters
-    return numpy_dtype(counts.most_common(1)[0][0]).name
-
-
 def _title(source: Source) -> str:
     """Return the name to print: a hub id as it was given, and of a path the last part, which says nothing private."""
     return Path(source.name).resolve().name if os.path.exists(source.name) else source.name
@@ -170,16 +171,6 @@ def _cached_conversion(path: Path) -> Path | None:
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Path(cache) / "gguf" / digest
-
-
-def _licence_of_folder(folder: Path) -> str:
-    """Return the licence that the front matter of the folder's model card names, or ""."""
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        lines = (folder / "README.md").read_text("utf-8").splitlines()
-        for line in lines[1 : lines.index("---", 1)] if lines[:1] == ["---"] and "---" in lines[1:] else ():
-            if line.startswith("license:"):
-                return line.removeprefix("license:").strip().strip("'\"")
-    return ""
 
 
 @contextlib.contextmanager

@@ -124,7 +124,7 @@ def _folder(path: Path, name: str) -> Source:
 def _locate(name: str) -> Path:
     """Return the path that `name` is, or the snapshot of the Hugging Face cache that it names."""
     path = Path(name)
-    if name and "\0" not in name and os.path.exists(path):
+    if name and os.path.exists(path):
         return path
     cache = _hub_cache()
     if re.fullmatch(r"[A-Za-z0-9][\w.\-]*(/[\w.\-]+)?", name, re.ASCII) and "--" not in name and ".." not in name:

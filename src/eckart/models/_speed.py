@@ -13,7 +13,7 @@ import torch
 from eckart.models._huggingface import HuggingFaceModel
 from eckart.models._model import Progress, silent
 
-__all__ = ["Speed", "SpeedSettings", "Spread", "gemm_rate", "speeds"]
+__all__ = ["PROMPT", "Speed", "SpeedSettings", "Spread", "gemm_rate", "speeds"]
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,17 @@ def speeds(
     models: Sequence[HuggingFaceModel], tokens: torch.Tensor, settings: SpeedSettings, progress: Progress = silent
 ) -> list[Speed]:
     """Return the speed of each model, the first being the baseline, on `tokens`, (t,), used again where too short."""
-    repeated = tokens.repeat(-(-(settings.prefill_tokens + _PROMPT) // len(tokens)))
-    prefill = [[_prefill(model, repeated[: settings.prefill_tokens])] for model in models]
-    decode = [[_decode(m, repeated[:_PROMPT], settings.decode_tokens)] if m.predicts_next_token else [] for m in models]
+    repeated = tokens.repeat(-(-(settings.prefill_tokens + PROMPT) // len(tokens)))
+    read, prompt = repeated[: settings.prefill_tokens], repeated[:PROMPT]
+    prefill = [[_prefill(model, read)] for model in models]
+    decode = [[_decode(m, prompt, settings.decode_tokens)] if m.predicts_next_token else [] for m in models]
     for run in range(settings.runs):
         progress("timing", run, settings.runs)
         for i in range(len(models)):
-            model = models[(i + run) % len(models)]
             at = (i + run) % len(models)
-            prefill[at].append(_prefill(model, repeated[: settings.prefill_tokens]))
+            prefill[at].append(_prefill(models[at], read))
             if decode[at]:
-                decode[at].append(_decode(model, repeated[:_PROMPT], settings.decode_tokens))
+                decode[at].append(_decode(models[at], prompt, settings.decode_tokens))
     progress("timing", settings.runs, settings.runs)
     return [
         Speed(_spread(prefill[i], prefill[0], i), _spread(decode[i], decode[0], i) if decode[i] else None)
@@ -75,7 +75,7 @@ def gemm_rate(size: int = 2048, runs: int = 5) -> float:
     return 2 * size**3 / best / 1e9
 
 
-_PROMPT = 32  # tokens before the first generated one
+PROMPT = 32  # tokens before the first generated one
 
 
 def _prefill(model: HuggingFaceModel, tokens: torch.Tensor) -> float:

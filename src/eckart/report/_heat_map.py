@@ -145,12 +145,12 @@ def _legend(plan: Plan) -> Html:
     for i in range(STEPS):
         drawn.append(element("rect", x=box * i, y=0, width=box - GAP, height=12, rx=2, class_=f"f{i}"))
     for i in (0, STEPS // 2, STEPS):
-        drawn.append(element("text", f"{100 * i // STEPS} %", x=box * i, y=27, class_="scale"))
+        drawn.append(element("text", f"{100 * i // STEPS}%", x=box * i, y=27, class_="scale"))
     scale = element("svg", *drawn, width=box * STEPS + 40, height=32, role="img", aria_label="Scale of the colours")
     dense = element("rect", x=0, y=0, width=box - GAP, height=12, rx=2, class_="dense")
     key = element("svg", dense, width=box, height=12, role="img", aria_label="Hatched")
     more = any(layer.rank is not None and layer.kept_fraction > 1 for layer in plan.layers)
-    note = "; the darkest also above 100 %: a rank past break-even" if more else ""
+    note = "; the darkest also above 100%: a rank past break-even" if more else ""
     return element(
         "div",
         element("span", "parameters kept", note),

