@@ -54,9 +54,10 @@ def main() -> None:
         counts = [part for count in evaluation for part in ("--evaluate-tokens", count)]
         calibrated = ("--data", str(texts / "bbc-train.txt"), "--tokens", calibration)
         _eckart(*command, *calibrated, *measured, *counts, "--beside", str(plain), "-o", str(model))
+        shutil.copyfile(model / "report.html", out / "report.html")
     else:
         print(f"{model} was made earlier by this code; its measurement again:", file=sys.stderr)
-    _eckart("report", str(result), "-o", str(out / "report.html"))
+        _eckart("report", str(result), "-o", str(out / "report.html"))
 
     seconds, rate = time.monotonic() - start, json.loads(result.read_text())["machine"]["gflops_float32"]
     promised = SECONDS_AT_RATE[0] * max(1.0, SECONDS_AT_RATE[1] / rate)

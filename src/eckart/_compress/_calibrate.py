@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from eckart._factorise import Truncation, truncation
@@ -41,21 +43,44 @@ def truncations(
     """
     found: dict[str, Truncation] = {}
 
-    def take(name: str, taps: Taps | None) -> None:
+    def cut(name: str, taps: Taps | None) -> Truncation:
         inputs = taps.inputs[name].shrunk(INPUT_SHRINKAGE) if taps else None
         outputs = taps.outputs[name].shrunk(GRADIENT_SHRINKAGE) if taps and method.gradients else None
         weight = model.weight(name).to(device)
-        found[name] = truncation(weight, inputs=inputs, outputs=outputs, keep_rank=kept_rank(name)).stored()
+        return truncation(weight, inputs=inputs, outputs=outputs, keep_rank=kept_rank(name)).stored()
 
-    if pieces is None:
-        for done, name in enumerate(names):
-            progress("factorising", done, len(names))
-            take(name, None)
-        progress("factorising", len(names), len(names))
-        return found
-    batches = pieces.split(max(1, BATCH_TOKENS // pieces.shape[1]))
-    _sweep(model, names, batches, method, take, device, progress)
+    with _one_thread_each() as pool:
+
+        def take(some: Sequence[str], taps: Taps | None) -> Iterator[str]:
+            for name, truncated in zip(some, pool.map(cut, some, [taps] * len(some)), strict=True):
+                found[name] = truncated
+                yield name
+
+        if pieces is None:
+            for done, _ in enumerate(take(names, None), 1):
+                progress("factorising", done, len(names))
+        else:
+            batches = pieces.split(max(1, BATCH_TOKENS // pieces.shape[1]))
+            _sweep(model, names, batches, method, lambda some, taps: list(take(some, taps)), device, progress)
     return found
+
+
+@contextlib.contextmanager
+def _one_thread_each() -> Iterator[ThreadPoolExecutor]:
+    """Give workers for one layer each, as many as torch has threads, each with one thread of its own.
+
+    An eigenproblem of this size gains little from threads of its own, and on a busy machine it waits in thousands of
+    barriers; and with one thread its bits do not depend on how many workers there are.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
 
 
 def _sweep(
@@ -63,7 +88,7 @@ def _sweep(
     names: Sequence[str],
     batches: Sequence[torch.Tensor],
     method: Method,
-    take: Callable[[str, Taps | None], None],
+    take: Callable[[Sequence[str], Taps | None], object],
     device: Any,
     progress: Progress,
 ) -> None:
@@ -86,8 +111,7 @@ def _sweep(
             gradients = []
             for b in range(len(batches)):
                 runner.outputs(b)
-    for name in outside:
-        take(name, taps)
+    take(outside, taps)
     for i in reversed(range(len(blocks))):
         progress("calibrating", 2 * len(blocks) - i, steps)
         inside = [name for name in names if home[name] == i]
@@ -96,6 +120,5 @@ def _sweep(
                 gradients = runner.backward(i, gradients)
             else:
                 runner.forward(i)
-        for name in inside:
-            take(name, taps)
+        take(inside, taps)
     progress("calibrating", steps, steps)

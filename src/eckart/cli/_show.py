@@ -11,6 +11,8 @@ from eckart.cli._run import print_json
 
 __all__ = ["command_line", "show_comparison", "show_plan"]
 
+PIPE_WIDTH = 160  # columns, where no terminal says how many it has
+
 
 def command_line() -> str:
     """Return what the user typed, as a shell would take it."""
@@ -37,7 +39,7 @@ def show_comparison(result: dict[str, Any], *, as_json: bool, report: Path | Non
         table.add_column(cell)
     for line in lines:
         table.add_row(*line)
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
     for warning in result["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
     if report is not None:
