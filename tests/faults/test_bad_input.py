@@ -193,7 +193,12 @@ def test_disk_full(model: Path, texts: dict[str, Path], tmp_path: Path) -> None:
 def test_interrupted(
     model: Path, texts: dict[str, Path], tmp_path: Path, number: signal.Signals, status: int, stage: str
 ) -> None:
-    with subprocess.Popen(command(model, tmp_path / "out", texts), stderr=subprocess.PIPE, text=True) as process:
+    def heed() -> None:  # a background job of a shell is started with SIGINT ignored, and its children inherit that
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        command(model, tmp_path / "out", texts), stderr=subprocess.PIPE, text=True, preexec_fn=heed
+    ) as process:
         assert process.stderr is not None
         assert any(stage in line for line in process.stderr), f"never came to {stage}"
         process.send_signal(number)

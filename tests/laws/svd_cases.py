@@ -101,6 +101,8 @@ DENSE = {
     "torch": lambda A: torch.tensor(A),
     "torch parameter": lambda A: torch.nn.Parameter(torch.tensor(A)),
 }
+if torch.cuda.is_available():
+    DENSE["torch on cuda"] = lambda A: torch.tensor(A, device="cuda")
 SPARSE = {
     "csr": unsorted_rows,
     "csc": scipy.sparse.csc_array,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ Tiny = Callable[..., Path]
 KINDS = ("llama", "untied", "gpt2", "bert")
 TOKENS = torch.arange(3, 67)[None] * 5 % 384
 EPS = torch.finfo(torch.float32).eps
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 def small_job(texts: dict[str, Path], **more: Any) -> dict[str, Any]:
@@ -36,13 +39,16 @@ def at_full_rank(plan: eckart.Plan) -> eckart.Plan:
     return plan
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", ["auto", "input", "plain"])
-def test_every_layer_at_full_rank_changes_no_output(tiny: Tiny, texts: dict[str, Path], kind: str, method: str) -> None:
+def test_every_layer_at_full_rank_changes_no_output(
+    tiny: Tiny, texts: dict[str, Path], kind: str, method: str, device: str
+) -> None:
     model: Any = eckart.open_model(tiny(kind))
-    full = at_full_rank(eckart.plan(model, 1.0, method=method, **small_job(texts)))
+    full = at_full_rank(eckart.plan(model, 1.0, method=method, device=device, **small_job(texts)))
     assert len(full.options) == len([layer for layer in full.layers if not layer.kept]) > 0
-    same = eckart.compress(model, plan=full, **small_job(texts))
+    same = eckart.compress(model, plan=full, device=device, **small_job(texts))
     assert same.parameters == full.parameters_after > full.parameters_before
     before, after = model.run(TOKENS), same.run(TOKENS)
     assert float((after - before).abs().max()) <= 300 * EPS * float(before.abs().max())
@@ -268,3 +274,19 @@ def test_gram_is_accumulated_in_float64() -> None:
     gram.add(rows)
     assert float(gram.sum) == pytest.approx(5000 * (1.0 + 2**-12) ** 2, rel=1e-7)
     assert gram.count == 5000
+
+
+def test_bare_weights_are_read_without_torch_and_not_run(tiny: Tiny, tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes((tiny("llama") / "model.safetensors").read_bytes())
+    code = (
+        "import sys, eckart\n"
+        "model = eckart.open_model(sys.argv[1])\n"
+        "print(model.parameters, sum(w.read().size for w in model.weights()), 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=True)
+    parameters, numbers, torch_loaded = done.stdout.split()
+    assert int(parameters) == int(numbers) == eckart.open_model(tiny("llama")).parameters
+    assert torch_loaded == "False"
+    with pytest.raises(UsageError, match="without an architecture"):
+        eckart.compress(file, 0.8, method="plain")

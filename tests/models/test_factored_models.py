@@ -178,6 +178,7 @@ def test_a_dense_checkpoint_is_an_ordinary_one(compressed: Callable[..., Any]) -
         here = small.run(torch.tensor([[5, 6, 7]])).flatten()
         assert float((here - torch.tensor(again["output"])).abs().max()) <= 1e-4
         assert small.plan.options, "nothing was approximated"
+        assert small.input_bytes == small.plan.bytes_before
         assert small.parameters == small.plan.parameters_before
 
 

@@ -59,7 +59,7 @@ def finish(
         _check_size(small, plan)
         _check_reloaded(small, folder, progress)
         if evaluation is not None:
-            small.measurement = _measured(dense, folder, out, evaluation, plan, progress)
+            small.measurement = _measured(dense, folder, out, evaluation, plan, bool(small.replaced), progress)
             with write_whole(folder / "eckart_measurement.json") as file:
                 file.write(dump_json(small.measurement).encode())
         with write_whole(folder / "README.md") as file:
@@ -95,7 +95,13 @@ def _check_reloaded(small: HuggingFaceModel, folder: Path, progress: Progress) -
 
 
 def _measured(
-    dense: HuggingFaceModel, folder: Path, out: Path, wanted: Evaluation, plan: Plan, progress: Progress
+    dense: HuggingFaceModel,
+    folder: Path,
+    out: Path,
+    wanted: Evaluation,
+    plan: Plan,
+    factored: bool,
+    progress: Progress,
 ) -> dict[str, Any]:
     texts = [wanted.texts] if isinstance(wanted.texts, (str, os.PathLike)) else list(wanted.texts)
     others = [os.fspath(other) for other in wanted.beside]
@@ -109,7 +115,7 @@ def _measured(
             "context": wanted.context,
             "seed": wanted.seed,
             "command": wanted.command,
-            "plan": plan.to_json(),
+            "plan": plan.to_json() if factored else None,  # a dense checkpoint has not the plan's sizes
         },
         progress,
     )

@@ -61,7 +61,10 @@ def prepare(
     from eckart._compress._methods import choose_method
     from eckart.models._huggingface import HuggingFaceModel
 
+    progress = progress or silent
+    progress("opening the model", 0, 1)
     opened = open_model(model)
+    progress("opening the model", 1, 1)
     if not isinstance(opened, HuggingFaceModel):
         raise UsageError(
             f"{opened.name} is weights without an architecture and cannot be calibrated",
@@ -78,7 +81,7 @@ def prepare(
     if dtype not in DTYPE_BYTES or dtype.startswith("float8"):
         raise UsageError(f"weights cannot be saved as {dtype!r}", fix="float32, float16, bfloat16 or float64")
     shard = parse_size(max_shard_size)
-    return Job(opened, chosen, dtype, data, tokens, context, layers, device, shard, seed, progress or silent)
+    return Job(opened, chosen, dtype, data, tokens, context, layers, device, shard, seed, progress)
 
 
 def planned(job: Job, keep: float | None, given: Plan | None = None) -> tuple[Plan, dict[str, Truncation]]:

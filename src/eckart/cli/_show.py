@@ -49,11 +49,14 @@ def show_comparison(result: dict[str, Any], *, as_json: bool, report: Path | Non
 def show_plan(plan: Any, *, as_json: bool, saved: Any = None) -> None:
     """Print a plan; and where the model was saved, if it was, with the sizes of input and output."""
     if as_json:
-        print_json({**plan.to_json(), **({} if saved is None else {"saved": saved.path})})
+        sizes = {} if saved is None else {"bytes": saved.input_bytes, "input_bytes": saved.source_bytes}
+        print_json({**plan.to_json(), "saved": None if saved is None else {"path": saved.path, **sizes}})
         return
     if saved is not None:
         grown = "" if saved.input_bytes <= saved.source_bytes else " (MORE than the input file's)"
         print(f"{saved.path}: {saved.input_bytes:,} bytes of weights{grown}, from {saved.source_bytes:,} in the input")
+        if plan.options and not saved.replaced:
+            print("an ordinary dense checkpoint: it saves nothing; the sizes below are those of the factored format")
         print(plan.summary())
         print(f"next: eckart compare MODEL {shlex.quote(saved.path)} --evaluate test.txt", file=sys.stderr)
     else:
