@@ -39,7 +39,7 @@ class Gram:
     def add(self, rows: torch.Tensor) -> None:
         """Add rows, (t, n); multiplied in float32, at most 1024 at a time, and accumulated in float64."""
         for part in rows.float().split(TOKENS_PER_PRODUCT):
-            self.sum += (part.T @ part).double()
+            self.sum += part.T @ part  # converted entry by entry as it is added
             self.count += len(part)
 
     def shrunk(self, amount: float) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,25 +41,41 @@ def quality(models: Sequence[HuggingFaceModel], pieces: torch.Tensor, progress: 
     sums = [dict.fromkeys(("loss", "kl", "same", "difference", "norm"), 0.0) for _ in models]
     for done, piece in enumerate(pieces):
         progress("evaluating", done, len(pieces))
-        reference: torch.Tensor | None = None
-        for model, total in zip(models, sums, strict=True):
-            output = model.run(piece[None])[0].float()
-            if not models[0].predicts_next_token:
-                reference = output if reference is None else reference
-                total["difference"] += float((output - reference).double().square().sum())
-                total["norm"] += float(reference.double().square().sum())
-                continue
-            scores = functional.log_softmax(output[:-1], dim=-1)
-            total["loss"] += float(-scores.gather(1, piece[1:, None].to(scores.device)).double().sum())
-            reference = scores if reference is None else reference
-            if model is not models[0]:
-                total["kl"] += float((reference.exp() * (reference - scores)).sum(dim=1).double().sum())
-                total["same"] += float((reference.argmax(dim=1) == scores.argmax(dim=1)).sum())
+        outputs = (model.run(piece[None])[0].float() for model in models)
+        if models[0].predicts_next_token:
+            _add_next_token(sums, outputs, piece[1:])
+        else:
+            _add_differences(sums, outputs)
     progress("evaluating", len(pieces), len(pieces))
     predicted = pieces.shape[0] * (pieces.shape[1] - 1)
     return [
         _quality(total, pieces.numel(), predicted, models[0].predicts_next_token, i > 0) for i, total in enumerate(sums)
     ]
+
+
+def _add_next_token(sums: list[dict[str, float]], outputs: Iterator[torch.Tensor], targets: torch.Tensor) -> None:
+    """Add each model's loss at every position, and its divergence from the first: Σ p log p/q, of logits z and w
+    Σ p z - log Σ exp z - (Σ p w - log Σ exp w), which makes no copy of the logits.
+    """
+    for i, (total, output) in enumerate(zip(sums, outputs, strict=True)):
+        logits = output[:-1]
+        level = logits.logsumexp(dim=1).double()
+        chosen = logits.gather(1, targets[:, None].to(logits.device))[:, 0].double()
+        total["loss"] += float((level - chosen).sum())
+        if i == 0:
+            chances, likeliest = logits.softmax(dim=1), logits.argmax(dim=1)
+            expected = torch.linalg.vecdot(chances, logits).double() - level
+        else:
+            total["kl"] += float((expected - (torch.linalg.vecdot(chances, logits).double() - level)).sum())
+            total["same"] += float((likeliest == logits.argmax(dim=1)).sum())
+
+
+def _add_differences(sums: list[dict[str, float]], outputs: Iterator[torch.Tensor]) -> None:
+    first: torch.Tensor | None = None
+    for total, output in zip(sums, outputs, strict=True):
+        first = output if first is None else first
+        total["difference"] += float((output - first).double().square().sum())
+        total["norm"] += float(first.double().square().sum())
 
 
 def next_token_loss(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ class SpeedSettings:
     """prefill_tokens: length of the prompt read at once. decode_tokens: generated one by one after 32 others."""
 
     prefill_tokens: int = 256
-    decode_tokens: int = 32
+    decode_tokens: int = 16
     runs: int = 5
     dtype: str = "float32"
 
