@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from eckart.errors import OutputError
 
-__all__ = ["cannot_write", "dump_json", "new_folder", "refuse_existing", "write_whole"]
+__all__ = ["cannot_write", "check_room", "dump_json", "new_folder", "refuse_existing", "write_whole"]
 
 
 @contextlib.contextmanager
@@ -68,6 +68,19 @@ def refuse_existing(path: Path) -> None:
             fix="choose another -o, or remove it first",
             file=str(path),
             code="E-exists",
+        )
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Raise OutputError E-space where the disk on which `folder` is, or will be, has fewer than `needed` bytes free."""
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.is_dir())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise OutputError(
+            f"need {needed:,} bytes in {folder}, {free:,} free; nothing was written",
+            fix="free some space, or choose another -o",
+            file=str(folder),
+            code="E-space",
         )
 
 

@@ -290,3 +290,19 @@ def test_bare_weights_are_read_without_torch_and_not_run(tiny: Tiny, tmp_path: P
     assert torch_loaded == "False"
     with pytest.raises(UsageError, match="without an architecture"):
         eckart.compress(file, 0.8, method="plain")
+
+
+def test_what_is_impossible_is_said_before_the_long_work(tiny: Tiny, texts: dict[str, Path], tmp_path: Path) -> None:
+    stages: list[str] = []
+    with pytest.raises(BudgetError):
+        eckart.compress(tiny("llama"), 0.1, progress=lambda stage, *_: stages.append(stage), **small_job(texts))
+    assert "calibrating" not in stages
+    assert "opening the model" in stages
+
+
+def test_a_plan_can_be_carried_out_in_another_dtype(tiny: Tiny, tmp_path: Path) -> None:
+    made = eckart.plan(tiny("llama"), 0.8, method="plain")
+    small = eckart.compress(tiny("llama"), plan=made, dtype="bfloat16", out=tmp_path / "out")
+    assert made.dtype == "float32"
+    assert {option.dtype for option in small.replaced.values()} == {"bfloat16"}
+    assert small.plan.bytes_after < 0.6 * made.bytes_after

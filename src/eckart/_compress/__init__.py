@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from eckart._compress._job import Source, Texts, planned, prepare
 from eckart._compress._plan import Plan
-from eckart._files import refuse_existing
-from eckart.errors import OutputError, UsageError
+from eckart._files import check_room, refuse_existing
+from eckart.errors import UsageError
 from eckart.models import Model
 from eckart.models._model import Progress
-from eckart.models._safetensors import format_size
+from eckart.models._option import DTYPE_BYTES
 
 if TYPE_CHECKING:
     from eckart.models._huggingface import HuggingFaceModel
@@ -44,8 +43,8 @@ def plan(
 
     Arguments and errors are those of `compress`.
     """
-    job = prepare(model, method, dtype, data, tokens, context, layers, device, max_shard_size, seed, progress)
-    return planned(job, keep)[0]
+    job = prepare(model, keep, method, dtype, data, tokens, context, layers, device, max_shard_size, seed, progress)
+    return planned(job)[0]
 
 
 def compress(
@@ -99,10 +98,10 @@ def compress(
     given = plan if isinstance(plan, Plan) or plan is None else Plan.load(os.fspath(plan))
     if given is not None:
         method, dtype = given.method, dtype or given.dtype
-    job = prepare(model, method, dtype, data, tokens, context, layers, device, max_shard_size, seed, progress)
-    made, cuts = planned(job, keep, given)
-    if out is not None:
-        _check_room(Path(out), made.bytes_before if format == "dense" else made.bytes_after)
+    job = prepare(model, keep, method, dtype, data, tokens, context, layers, device, max_shard_size, seed, progress)
+    if out is not None:  # the least that it can take; the exact size is known, and checked, when it is written
+        check_room(Path(out), int((job.keep or 0) * job.model.parameters * DTYPE_BYTES[job.dtype]))
+    made, cuts = planned(job, given)
     small = job.model.copy().round_(job.dtype)
     for name, option in made.options.items():
         pair = cuts.pop(name).pair(option.ranks[0])
@@ -113,15 +112,3 @@ def compress(
         wanted = None if evaluate is None else Evaluation(evaluate, beside, evaluate_tokens, context, command, seed)
         finish(small, job.model, Path(out), wanted, job.max_shard_bytes, job.progress)
     return small
-
-
-def _check_room(out: Path, needed: int) -> None:
-    folder = next(parent for parent in out.absolute().parents if parent.exists())
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise OutputError(
-            f"need {format_size(needed)} in {out.parent}, {format_size(free)} free; nothing was written",
-            fix="-o elsewhere",
-            file=str(out),
-            code="E-space",
-        )

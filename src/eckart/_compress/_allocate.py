@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Choices", "cheapest", "least_loss"]
+__all__ = ["Choices", "least_loss"]
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -22,11 +22,6 @@ class Choices:
 
     costs: Numbers
     losses: Numbers
-
-
-def cheapest(layers: Mapping[str, Choices]) -> float:
-    """Return the least that all layers together can cost."""
-    return float(sum(choices.costs.min() for choices in layers.values()))
 
 
 def least_loss(layers: Mapping[str, Choices], budget: float) -> dict[str, int]:

@@ -29,9 +29,10 @@ Texts = Source | Sequence[Source]
 
 @dataclass(frozen=True)
 class Job:
-    """The arguments that plan and compress share, resolved."""
+    """The arguments that plan and compress share, resolved. keep: None where a plan is given instead."""
 
     model: HuggingFaceModel
+    keep: float | None
     method: Method
     dtype: str
     data: Texts | None
@@ -46,6 +47,7 @@ class Job:
 
 def prepare(
     model: Source | Model,
+    keep: float | None,
     method: str,
     dtype: str | None,
     data: Texts | None,
@@ -61,6 +63,10 @@ def prepare(
     from eckart._compress._methods import choose_method
     from eckart.models._huggingface import HuggingFaceModel
 
+    if keep is not None and not 0 < keep <= 1:
+        raise UsageError(
+            f"keep = {keep:g} is not a fraction of the parameters", fix="a number above 0 and at most 1, such as 0.8"
+        )
     progress = progress or silent
     progress("opening the model", 0, 1)
     opened = open_model(model)
@@ -81,25 +87,23 @@ def prepare(
     if dtype not in DTYPE_BYTES or dtype.startswith("float8"):
         raise UsageError(f"weights cannot be saved as {dtype!r}", fix="float32, float16, bfloat16 or float64")
     shard = parse_size(max_shard_size)
-    return Job(opened, chosen, dtype, data, tokens, context, layers, device, shard, seed, progress)
+    return Job(opened, keep, chosen, dtype, data, tokens, context, layers, device, shard, seed, progress)
 
 
-def planned(job: Job, keep: float | None, given: Plan | None = None) -> tuple[Plan, dict[str, Truncation]]:
+def planned(job: Job, given: Plan | None = None) -> tuple[Plan, dict[str, Truncation]]:
     """Return the plan, and the truncations from which it can be carried out."""
     from eckart._compress._calibrate import truncations
-    from eckart._compress._ranks import choose_ranks, most_useful_rank, ranks_on_offer, selected
+    from eckart._compress._ranks import budget_of, choose_ranks, most_useful_rank, ranks_on_offer, selected
     from eckart.models._save_huggingface import predicted_bytes, predicted_parameters
 
     model, method, dtype = job.model, job.method, job.dtype
-    if keep is not None and not 0 < keep <= 1:
-        raise UsageError(
-            f"keep = {keep:g} is not a fraction of the parameters", fix="a number above 0 and at most 1, such as 0.8"
-        )
     layers = model.layers()
     reasons = selected(layers, job.layers)
     if given is None:
+        assert job.keep is not None
         names = [name for name, reason in reasons.items() if not reason]
         offers = {name: model.options(name, dtype, ranks_on_offer(layers[name], method)) for name in names}
+        budget = budget_of(offers, model.parameters, job.keep)  # what is impossible is said before the long work
         ranks = {name: most_useful_rank(layers[name]) for name in names}
     else:
         ranks = {name: option.ranks[0] for name, option in _fitting(given, model).items()}
@@ -107,17 +111,15 @@ def planned(job: Job, keep: float | None, given: Plan | None = None) -> tuple[Pl
         model, list(ranks), _pieces(job), method, ranks.__getitem__, device=job.device, progress=job.progress
     )
     if given is None:
-        assert keep is not None
-        fixed = model.parameters - sum(options[0].params for options in offers.values())
-        options = choose_ranks(offers, cuts, method, fixed, model.parameters, keep)
+        options = choose_ranks(offers, cuts, method, budget)
     else:
-        options = given.options
+        options = {name: model.options(name, dtype, [k])[1] for name, k in ranks.items()}
     changed = {name: option for name, option in options.items() if option.format != "dense"}
     shard = job.max_shard_bytes
     made = Plan(
         model=model.name,
         method=method.name,
-        keep=keep if given is None else given.keep,
+        keep=job.keep if given is None else given.keep,
         dtype=dtype,
         seed=job.seed,
         unit=method.unit,

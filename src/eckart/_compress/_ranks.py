@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from eckart._compress._allocate import Choices, cheapest, least_loss
+from eckart._compress._allocate import Choices, least_loss
 from eckart._compress._methods import Method
 from eckart._factorise import Truncation
 from eckart.errors import BudgetError, UsageError
 from eckart.models._model import Layer
 from eckart.models._option import Option
 
-__all__ = ["choose_ranks", "most_useful_rank", "ranks_on_offer", "selected"]
+__all__ = ["budget_of", "choose_ranks", "most_useful_rank", "ranks_on_offer", "selected"]
 
 RANK_STEP = 8  # ranks on offer are its multiples; matrix products of other sizes waste part of a vector register
 
@@ -58,14 +58,27 @@ def selected(layers: Mapping[str, Layer], patterns: str | Sequence[str]) -> dict
     return reasons
 
 
-def choose_ranks(
-    offers: Offers, cuts: Mapping[str, Truncation], method: Method, fixed: int, total: int, keep: float
-) -> dict[str, Option]:
-    """Return the option of every layer in `offers`, dense first in each, such that `fixed` and they fit keep · total.
+def budget_of(offers: Offers, total: int, keep: float) -> int:
+    """Return how many parameters the layers in `offers`, dense first in each, may have together.
 
-    fixed: parameters that no option changes. BudgetError where even rank 1 everywhere is too large.
+    total: parameters of the model, of which keep · total may stay. BudgetError: the smallest options are too large.
     """
+    fixed = total - sum(options[0].params for options in offers.values())
+    least = sum(min(option.params for option in options) for options in offers.values())
     budget = int(keep * total) - fixed
+    if least > budget:
+        raise BudgetError(
+            f"keep = {keep:g} leaves {int(keep * total):,} of {total:,} parameters, but {fixed:,} are in layers that "
+            f"stay dense, and the rest takes at least {least:,}",
+            fix=f"keep >= {np.ceil((least + fixed) / total * 1000) / 1000:g}, or let layers= take in more layers",
+        )
+    return budget
+
+
+def choose_ranks(offers: Offers, cuts: Mapping[str, Truncation], method: Method, budget: int) -> dict[str, Option]:
+    """Return the option of every layer in `offers` such that their parameters add up to at most `budget`."""
+    if method.uniform:
+        return _uniform(offers, budget)
     choices = {
         name: Choices(
             np.array([option.params for option in options], dtype=np.float64),
@@ -73,15 +86,6 @@ def choose_ranks(
         )
         for name, options in offers.items()
     }
-    if cheapest(choices) > budget:
-        least = (cheapest(choices) + fixed) / total
-        raise BudgetError(
-            f"keep = {keep:g} leaves {int(keep * total):,} of {total:,} parameters, but {fixed:,} are in layers that "
-            f"stay dense, and the rest takes at least {cheapest(choices):,.0f}",
-            fix=f"keep >= {np.ceil(least * 1000) / 1000:g}, or let layers= take in more layers",
-        )
-    if method.uniform:
-        return _uniform(offers, budget)
     chosen = least_loss(choices, budget)
     return {name: offers[name][i] for name, i in chosen.items()}
 

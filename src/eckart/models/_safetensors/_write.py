@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from eckart._files import dump_json, write_whole
-from eckart.errors import EckartError, OutputError, UsageError
+from eckart._files import check_room, dump_json, refuse_existing, write_whole
+from eckart.errors import EckartError, UsageError
 from eckart.models._safetensors._header import DTYPES, size_of, stored_dtype
 from eckart.models._safetensors._shards import INDEX_SUFFIX
-from eckart.models._sizes import format_size
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -79,7 +77,8 @@ def write_sharded(
     shards, index = _layout(list(tensors), stem, max_shard_bytes, metadata)
     total = len(index) + sum(shard.bytes for shard in shards)
     target = folder / (stem + INDEX_SUFFIX)
-    _check_room(target, total)
+    refuse_existing(target)
+    check_room(folder, total)
     written: list[Path] = []
     try:
         for shard in shards:
@@ -158,24 +157,6 @@ def _check(tensors: Sequence[Spec]) -> None:
                 code="E-dtype",
             )
         seen.add(tensor.name)
-
-
-def _check_room(index: Path, total: int) -> None:
-    if index.exists():
-        raise OutputError(
-            f"{index} exists already; nothing was written",
-            fix="choose another -o, or remove it first",
-            file=str(index),
-            code="E-exists",
-        )
-    free = shutil.disk_usage(index.parent).free if index.parent.is_dir() else total
-    if free < total:
-        raise OutputError(
-            f"need {format_size(total)} in {index.parent}, {format_size(free)} free; nothing was written",
-            fix="free some space, or choose another -o",
-            file=str(index.parent),
-            code="E-space",
-        )
 
 
 def _size(tensor: Spec) -> int:
