@@ -12,6 +12,7 @@ from eckart._compress._plan import Plan
 from eckart._files import check_room, refuse_existing
 from eckart.errors import UsageError
 from eckart.models import Model
+from eckart.models._measure import CONTEXT, EVALUATION_TOKENS
 from eckart.models._model import Progress
 from eckart.models._option import DTYPE_BYTES
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["Plan", "compress", "plan"]
 
 CALIBRATION_TOKENS = 8192
-CONTEXT = 512  # tokens
 
 
 def plan(
@@ -62,7 +62,7 @@ def compress(
     out: Source | None = None,
     tokens: int = CALIBRATION_TOKENS,
     context: int = CONTEXT,
-    evaluate_tokens: int | Sequence[int] = 4096,
+    evaluate_tokens: int | Sequence[int] = EVALUATION_TOKENS,
     max_shard_size: str | int = "5GB",
     device: Any = None,
     command: str = "",
@@ -91,6 +91,10 @@ def compress(
         raise UsageError("give either keep= (a fraction of all parameters) or plan=, and not both")
     if evaluate is not None and out is None:
         raise UsageError("evaluate= measures the saved files, so it needs out=", fix="eckart.measure(model, data=…)")
+    if beside and evaluate is None:
+        raise UsageError("beside= names models to measure, so it needs evaluate=", fix="evaluate=TEXT, or drop beside=")
+    if plan is not None and (method != "auto" or layers != "*"):
+        raise UsageError("plan= decides method and layers, so method= and layers= cannot be given with it")
     if format not in ("factored", "dense"):
         raise UsageError(f"there is no format {format!r}", fix="factored or dense")
     if out is not None:
@@ -102,7 +106,7 @@ def compress(
     if out is not None:  # the least that it can take; the exact size is known, and checked, when it is written
         check_room(Path(out), int((job.keep or 0) * job.model.parameters * DTYPE_BYTES[job.dtype]))
     made, cuts = planned(job, given)
-    small = job.model.copy().round_(job.dtype)
+    small = job.model.copy()
     for name, option in made.options.items():
         pair = cuts.pop(name).pair(option.ranks[0])
         small = small.assign_(name, pair) if format == "dense" else small.replace_(name, option, pair)

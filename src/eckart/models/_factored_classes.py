@@ -84,8 +84,7 @@ def swap_layers(module: nn.Module, options: dict[str, Any]) -> None:
         if kind is None:
             raise InputError(f"config.json names the factored layer {full_name!r}, which this architecture lacks")
         (rows, columns), bias = kind.matrix(known[name]).shape, known[name].bias is not None
-        parent, _, leaf = name.rpartition(".")
-        setattr(module.get_submodule(parent), leaf, placeholder(known[name], read_option(value, rows, columns, bias)))
+        module.set_submodule(name, placeholder(known[name], read_option(value, rows, columns, bias)))
 
 
 def options_to_config(options: dict[str, Option]) -> dict[str, Any]:

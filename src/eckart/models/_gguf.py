@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from eckart.errors import InputError
 from eckart.models._sizes import format_size
-from eckart.models._untrusted import TensorInfo, download, open_file
+from eckart.models._untrusted import TensorInfo, open_file, truncated
 
 __all__ = ["GGUF", "read_gguf"]
 
@@ -90,7 +90,7 @@ def read_gguf(path: Path) -> GGUF:
     """
     with open_file(path) as (file, size):
         if size < 24:
-            raise _truncated(path, size, "a GGUF header takes 24 B or more")
+            raise truncated(path, size, "a GGUF header takes 24 B or more")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _Reader(path, data, size).read()
 
@@ -173,7 +173,7 @@ class _Reader:
                 break
             position += 8 + unpack(data, position)[0]
         if position > self.size:
-            raise _truncated(self.path, self.size, "its metadata goes on after that")
+            raise truncated(self.path, self.size, "its metadata goes on after that")
         self.position = position
 
     def tensor(self, alignment: int) -> TensorInfo:
@@ -195,7 +195,7 @@ class _Reader:
         """Return the tensors by name, offsets counted from the file's start, after proof that none overlap."""
         end = max((tensor.offset + tensor.bytes for tensor in tensors), default=0)
         if start + end > self.size and tensors:
-            raise _truncated(self.path, self.size, f"its header describes {format_size(start + end)}")
+            raise truncated(self.path, self.size, f"its header describes {format_size(start + end)}")
         position = 0
         for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.bytes)):
             if tensor.offset < position:
@@ -213,7 +213,7 @@ class _Reader:
         """Return a count of things of at least `least` bytes each, which the rest of the file is long enough for."""
         count: int = self.number(code)
         if count * least > self.size - self.position:
-            raise _truncated(self.path, self.size, f"its header announces {count} {what} more")
+            raise truncated(self.path, self.size, f"its header announces {count} {what} more")
         return count
 
     def text(self, what: str) -> str:
@@ -235,18 +235,8 @@ class _Reader:
 
     def skip(self, length: int) -> None:
         if length > self.size - self.position:
-            raise _truncated(self.path, self.size, f"its header goes on for {format_size(length)} more")
+            raise truncated(self.path, self.size, f"its header goes on for {format_size(length)} more")
         self.position += length
 
     def fail(self, what: str, tensor: str = "", fix: str = "") -> NoReturn:
         raise InputError(f"{self.path.name} {what}", fix=fix, file=str(self.path), tensor=tensor, code="E-header")
-
-
-def _truncated(path: Path, size: int, needed: str) -> InputError:
-    return InputError(
-        f"{path.name} is {format_size(size)} but {needed}",
-        why="the download or the copy was cut short, or the file is damaged",
-        fix=download(path),
-        file=str(path),
-        code="E-truncated",
-    )

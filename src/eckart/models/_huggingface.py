@@ -17,7 +17,7 @@ from eckart._factorise import Pair
 from eckart._kernels import first_nonfinite
 from eckart.errors import InputError, NumericalError, UsageError
 from eckart.models._blocks import BlockRunner, block_names, check_blocks_stand_alone
-from eckart.models._layers import Embedding, FactorPair, layer_type
+from eckart.models._layers import Embedding, FactorPair, LayerType, layer_type
 from eckart.models._model import Layer, Weight
 from eckart.models._option import Option
 from eckart.models._taps import Taps, tapped
@@ -130,17 +130,19 @@ class HuggingFaceModel:
 
     def weight(self, name: str) -> torch.Tensor:
         """Return W, (m, n), of a layer."""
-        module = self.module.get_submodule(name)
-        kind = layer_type(module)
-        assert kind is not None
+        module, kind = self._layer(name)
         return kind.matrix(module).detach()
 
     def options(self, name: str, dtype: str, ranks: Sequence[int]) -> list[Option]:
         """Return what a layer can be stored as: dense first, then each of `ranks`."""
+        module, kind = self._layer(name)
+        return kind.options(module, dtype, ranks)
+
+    def _layer(self, name: str) -> tuple[nn.Module, LayerType]:
         module = self.module.get_submodule(name)
         kind = layer_type(module)
-        assert kind is not None
-        return kind.options(module, dtype, ranks)
+        assert kind is not None, name
+        return module, kind
 
     def copy(self) -> HuggingFaceModel:
         """Return a model whose layers can be replaced without touching this one; the weights themselves are shared."""
@@ -151,11 +153,8 @@ class HuggingFaceModel:
 
     def replace_(self, name: str, option: Option, pair: Pair) -> HuggingFaceModel:
         """Put a factored layer in the place of a dense one."""
-        module = self.module.get_submodule(name)
-        kind = layer_type(module)
-        assert kind is not None
-        parent, _, leaf = name.rpartition(".")
-        setattr(self.module.get_submodule(parent), leaf, kind.factored(module, option, pair))
+        module, kind = self._layer(name)
+        self.module.set_submodule(name, kind.factored(module, option, pair))
         self.replaced[name] = option
         return self
 
@@ -182,9 +181,7 @@ class HuggingFaceModel:
 
     def assign_(self, name: str, pair: Pair) -> HuggingFaceModel:
         """Give a dense layer the product of a pair as its weight; it stays dense."""
-        module = self.module.get_submodule(name)
-        kind = layer_type(module)
-        assert kind is not None
+        module, kind = self._layer(name)
         kind.assign_(module, pair.up @ pair.down)
         return self
 

@@ -42,11 +42,6 @@ class Layer:
     kept: str
     group: tuple[str, ...]
 
-    @property
-    def break_even_rank(self) -> float:
-        """The rank at which a factor pair stores as many numbers as the matrix: mn / (m + n)."""
-        return self.rows * self.columns / (self.rows + self.columns)
-
 
 class Model(Protocol):
     """A trained model. `name` is for people; `path` is where it was opened."""

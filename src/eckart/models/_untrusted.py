@@ -16,7 +16,7 @@ from typing import IO, Any
 from eckart.errors import InputError, UnsafeInputError
 from eckart.models._sizes import format_size
 
-__all__ = ["MAX_JSON_BYTES", "TensorInfo", "download", "json_object", "member", "open_file", "read_json"]
+__all__ = ["MAX_JSON_BYTES", "TensorInfo", "download", "json_object", "member", "open_file", "read_json", "truncated"]
 
 MAX_JSON_BYTES = 100_000_000
 """The cap that the safetensors package puts on its header; an index or a config is far smaller."""
@@ -112,6 +112,17 @@ def download(path: Path) -> str:
     repository = _cached_repository(path.parent)
     name = repository.name.removeprefix("models--").replace("--", "/") if repository else "ORG/NAME"
     return f"hf download {name} {path.name} --force-download"
+
+
+def truncated(path: Path, size: int, needed: str) -> InputError:
+    """Return the error for a file of `size` bytes that is shorter than its own header says."""
+    return InputError(
+        f"{path.name} is {format_size(size)} but {needed}",
+        why="the download or the copy was cut short, or the file is damaged",
+        fix=download(path),
+        file=str(path),
+        code="E-truncated",
+    )
 
 
 def _without_waiting(path: str, flags: int) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eckart.errors import InputError, UsageError
 from eckart.models._sizes import format_size
-from eckart.models._untrusted import MAX_JSON_BYTES, TensorInfo, download, json_object, open_file
+from eckart.models._untrusted import MAX_JSON_BYTES, TensorInfo, json_object, open_file, truncated
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,7 +117,7 @@ def read_header(path: Path) -> list[TensorInfo]:
                 path, f"is no safetensors file: its header would be {format_size(length)}, the limit is 100 MB"
             )
         if size < 8 + length:
-            raise _truncated(path, size, f"its header alone takes {format_size(max(8, 8 + length))}")
+            raise truncated(path, size, f"its header alone takes {format_size(max(8, 8 + length))}")
         header = json_object(file.read(length), path, code="E-header")
     _check_metadata(path, header.pop("__metadata__", None))
     tensors = sorted(
@@ -142,7 +142,7 @@ def read_array(tensor: TensorInfo) -> NDArray[Any]:
         raise InputError(error.message, file=str(tensor.file), tensor=tensor.name, code="E-dtype") from error
     with open_file(tensor.file) as (file, size):
         if size < tensor.offset + tensor.bytes:
-            raise _truncated(tensor.file, size, f"{tensor.name} ends at {format_size(tensor.offset + tensor.bytes)}")
+            raise truncated(tensor.file, size, f"{tensor.name} ends at {format_size(tensor.offset + tensor.bytes)}")
         if tensor.bytes == 0:
             raw: NDArray[Any] = np.empty(0, np.uint8)
         else:
@@ -187,7 +187,7 @@ def _check_cover(path: Path, tensors: list[TensorInfo], start: int, size: int) -
     """Refuse tensors that overlap, leave a hole, or do not end where the file does."""
     end = max((tensor.offset + tensor.bytes for tensor in tensors), default=start)
     if end > size:
-        raise _truncated(path, size, f"its header describes {format_size(end)}")
+        raise truncated(path, size, f"its header describes {format_size(end)}")
     position = start
     for tensor in tensors:
         if tensor.offset != position:
@@ -196,16 +196,6 @@ def _check_cover(path: Path, tensors: list[TensorInfo], start: int, size: int) -
         position += tensor.bytes
     if position != size:
         raise _fault(path, f"has {size - position} bytes that its header does not describe")
-
-
-def _truncated(path: Path, size: int, needed: str) -> InputError:
-    return InputError(
-        f"{path.name} is {format_size(size)} but {needed}",
-        why="the download or the copy was cut short",
-        fix=download(path),
-        file=str(path),
-        code="E-truncated",
-    )
 
 
 def _fault(path: Path, what: str, tensor: str = "", fix: str = "") -> InputError:
