@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from eckart._compress import Plan as Plan
     from eckart._compress import compress as compress
     from eckart._compress import plan as plan
-    from eckart._svd import SVD as SVD
+    from eckart._decomposed import SVD as SVD
     from eckart._svd import svd as svd
     from eckart._svd import svd_full as svd_full
     from eckart.errors import EckartError as EckartError
@@ -29,7 +29,7 @@ HOME = {
     "Matrix": "eckart.matrix",
     "Measurement": "eckart.models",
     "Plan": "eckart._compress",
-    "SVD": "eckart._svd",
+    "SVD": "eckart._decomposed",
     "as_matrix": "eckart.matrix",
     "compress": "eckart._compress",
     "measure": "eckart.models",

@@ -1,0 +1,212 @@
+"""What svd returns: the triplets with their certificate, and how they are cut, multiplied out, saved and read."""
+
+from __future__ import annotations
+
+import numbers
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eckart import _algorithms as algorithms
+from eckart._arrays import Array, Space, own, space_of, to_numpy
+from eckart._files import write_whole
+from eckart.errors import InputError, RankError, UsageError
+
+__all__ = ["ARRAYS", "SVD", "Certificate", "checked_fraction", "checked_rank", "is_real", "is_whole"]
+
+FILE_FORMAT = 1
+ARRAYS = ("U", "s", "Vt", "residuals")
+
+
+@dataclass(frozen=True, eq=False)
+class Certificate:
+    """Upper bounds on ‖A - U diag(s) Vt‖ in two norms, in the unit of A; for a stack, NumPy arrays of its shape.
+
+    What is proven: the bounds hold for U, s and Vt as returned, whatever found them. The difference was measured in
+    float64, and every rounding of the measurement is allowed for, given that products with A are as accurate as sums of
+    products are, and that LAPACK finds the eigenvalues of a symmetric n x n array G within n eps ‖G‖_F.
+    How sharp: to rounding in both norms where A is in memory, or small, or k is large. Elsewhere the spectral bound is
+    the Frobenius bound, which has a floor of about sqrt(n eps) ‖A‖_F; and both are infinite for a large matrix that
+    gives nothing but products.
+    """
+
+    spectral: Any
+    frobenius: Any
+
+
+@dataclass(frozen=True, eq=False)
+class SVD:
+    """U (m, k), s (k,) descending and Vt (k, n) with A ≈ U diag(s) Vt; unpacks into these three.
+
+    Columns of U and rows of Vt are orthonormal. The first entry of v_i within a thousandth of its largest is positive.
+    residuals: (k,), max(‖A v_i - s_i u_i‖, ‖Aᵀ u_i - s_i v_i‖), measured. error: a Certificate.
+    method: the algorithm that found them. passes: how often A was read for products or entries, measurements included.
+    converged: the residuals are within what was asked, and no check found a larger singular value left out.
+    For a stack, arrays have its leading dimensions, passes is the largest and converged means all.
+    """
+
+    U: Array
+    s: Array
+    Vt: Array
+    residuals: Array
+    error: Certificate
+    method: str
+    passes: int
+    converged: bool
+
+    def __iter__(self) -> Iterator[Array]:
+        return iter((self.U, self.s, self.Vt))
+
+    def truncate(self, k: int | None = None, *, error: float | None = None) -> SVD:
+        """Return the leading k triplets, or as few as keep ‖A - A_k‖_F within error ‖A‖_F by this SVD's certificate.
+
+        RankError: k outside 0 to the number of triplets. UsageError: both or neither given, or an error that is smaller
+        than what this SVD left out.
+        """
+        if (k is None) == (error is None):
+            raise UsageError("truncate takes k or error, one of them", fix="pass k=, or error=")
+        held = int(self.s.shape[-1])
+        if error is not None:
+            k = self._rank_within(checked_fraction(error))
+        k = checked_rank(k, held, f"an SVD of {held} triplets")
+        space = space_of(self.s)
+        U, s, Vt = (space.double(x) for x in (self.U[..., :, k:held], self.s[..., k:], self.Vt[..., k:held, :]))
+        # ‖U_rest diag(s_rest) Vt_rest‖ ≤ ‖U_rest‖ ‖s_rest‖ ‖Vt_rest‖, and ‖U_rest‖² ≤ 1 + ‖U_restᵀ U_rest - I‖_F
+        stretch = _stretch(space, U) * _stretch(space, Vt.mT) * (1 + 2.0**-40)
+        spectral = self.error.spectral + stretch * (to_numpy(s[..., 0]) if k < held else 0.0)
+        unit = _unit(to_numpy(s))
+        frobenius = self.error.frobenius + stretch * unit[..., 0] * np.linalg.norm(to_numpy(s) / unit, axis=-1)
+        return replace(
+            self,
+            U=own(self.U[..., :, :k]),
+            s=own(self.s[..., :k]),
+            Vt=own(self.Vt[..., :k, :]),
+            residuals=own(self.residuals[..., :k]),
+            error=_certificate(spectral, frobenius),
+        )
+
+    def reconstruct(self) -> Array:
+        """Return U diag(s) Vt, (m, n), in the type of the factors."""
+        space, k = space_of(self.s), int(self.s.shape[-1])
+        U, s, Vt = (space.single(x) for x in (self.U[..., :, :k], self.s, self.Vt[..., :k, :]))
+        return space.leave((U * s[..., None, :]) @ Vt)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to a .npz file, whole or not at all. OutputError: it cannot be written."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "error"}
+        arrays = {name: to_numpy(values.pop(name)) for name in ARRAYS}
+        values |= {"spectral": self.error.spectral, "frobenius": self.error.frobenius, "format": FILE_FORMAT}
+        with write_whole(Path(path)) as file:
+            np.savez(file, allow_pickle=False, **arrays, **{name: np.asarray(value) for name, value in values.items()})
+
+    @classmethod
+    def load(cls, path: str | Path) -> SVD:
+        """Return what save wrote, as NumPy arrays; what was bfloat16 is float32 with the same values.
+
+        InputError: no such file, another kind of file, or one that is damaged. Nothing in it is executed.
+        """
+        try:
+            with open(path, "rb") as opened:
+                return _read(np.load(opened, allow_pickle=False))
+        except OSError as error:
+            raise InputError(f"{path} cannot be read", why=error.strerror or str(error), file=str(path)) from error
+        except (EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            raise InputError(
+                f"{path} is not an SVD that Eckart saved",
+                why=str(error),
+                fix="write it again with SVD.save",
+                file=str(path),
+            ) from error
+
+    def _rank_within(self, error: float) -> int:
+        """Return the smallest k whose tail, with what this SVD left out, is within error of the whole."""
+        s, left_out = to_numpy(self.s).astype(np.float64), np.reshape(self.error.frobenius, (-1, 1))
+        s = s.reshape(len(left_out), s.shape[-1])
+        unit = _unit(s)
+        k = algorithms.rank_within(s / unit, (left_out / unit) ** 2, error, space_of(self.s).eps)
+        if k is None:
+            raise UsageError(
+                f"error = {error:g} asked of an SVD that left out up to {np.max(self.error.frobenius):.3g} in norm",
+                fix="pass a larger error, or compute more singular values: svd(A, error=...)",
+            )
+        return k
+
+
+def _read(file: Any) -> SVD:
+    """Return the SVD in a loaded .npz file; ValueError or KeyError where it is not whole and consistent."""
+    if "format" not in getattr(file, "files", ()):
+        raise ValueError("it has no format number")
+    if int(file["format"]) != FILE_FORMAT:
+        raise ValueError(f"its format is {int(file['format'])}, and this version of Eckart reads format {FILE_FORMAT}")
+    arrays = {name: file[name] for name in (*ARRAYS, "spectral", "frobenius")}
+    for name, array in arrays.items():
+        if array.dtype.kind != "f":
+            raise ValueError(f"{name} holds {array.dtype} instead of floating numbers")
+    *outer, k = arrays["s"].shape
+    U, Vt = arrays["U"].shape, arrays["Vt"].shape
+    same = arrays["residuals"].shape == (*outer, k) and arrays["spectral"].shape == arrays["frobenius"].shape == (
+        *outer,
+    )
+    if not same or len(U) != len(Vt) != len(outer) + 2 or [*U[:-2], *Vt[:-2]] != outer * 2 or min(U[-1], Vt[-2]) < k:
+        raise ValueError(f"the shapes {U}, {arrays['s'].shape} and {Vt} do not belong together")
+    error = _certificate(arrays.pop("spectral"), arrays.pop("frobenius"))
+    return SVD(
+        **arrays,
+        error=error,
+        method=str(file["method"]),
+        passes=int(file["passes"]),
+        converged=bool(file["converged"]),
+    )
+
+
+def _certificate(spectral: Any, frobenius: Any) -> Certificate:
+    """Return a certificate of floats for one matrix, of arrays for a stack."""
+    spectral, frobenius = np.asarray(spectral, np.float64), np.asarray(frobenius, np.float64)
+    return Certificate(spectral, frobenius) if spectral.ndim else Certificate(float(spectral), float(frobenius))
+
+
+def _stretch(space: Space, X: Array) -> Any:
+    """Return an upper bound on ‖X‖ for columns that are orthonormal up to rounding: NumPy, () or the stack's shape."""
+    gram = X.mT @ X
+    off = to_numpy(gram) - np.eye(gram.shape[-1])
+    return np.sqrt(1 + np.sqrt((off**2).sum(axis=(-2, -1))))
+
+
+def _unit(s: Any) -> Any:
+    """Return a unit (..., 1) for each row of singular values in which no square leaves the range of float64."""
+    largest = np.max(s, axis=-1, keepdims=True, initial=0.0)
+    return largest + (largest == 0)
+
+
+def checked_rank(k: Any, largest: int, of: str) -> int:
+    """Return k as an int. RankError: it is not a whole number from 0 to the largest; the message names what it is of."""
+    if not is_whole(k):
+        raise RankError(f"k = {k!r} is not a whole number", fix=f"pass 0 <= k <= {largest}, or error=")
+    if k < 0 or k > largest:
+        raise RankError(
+            f"k = {k} singular values asked of {of}, which has at most {largest}",
+            fix=f"pass 0 <= k <= {largest} or error=",
+        )
+    return int(k)
+
+
+def checked_fraction(error: Any) -> float:
+    """Return a relative Frobenius error as a float. UsageError: it is not a number from 0 to 1."""
+    if not (is_real(error) and 0 <= error <= 1):
+        raise UsageError(f"error = {error!r} is not a part of ‖A‖_F", fix="pass a number from 0 to 1, such as 0.1")
+    return float(error)
+
+
+def is_real(x: Any) -> bool:
+    """Say whether x is a real number; True and False are not."""
+    return isinstance(x, numbers.Real) and not isinstance(x, bool)
+
+
+def is_whole(x: Any) -> bool:
+    """Say whether x is an integer; True and False are not."""
+    return isinstance(x, numbers.Integral) and not isinstance(x, bool)
