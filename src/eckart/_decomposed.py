@@ -184,7 +184,7 @@ def _unit(s: Any) -> Any:
 
 
 def checked_rank(k: Any, largest: int, of: str) -> int:
-    """Return k as an int. RankError: it is not a whole number from 0 to the largest; the message names what it is of."""
+    """Return k as an int. RankError, which names what k was asked of: not a whole number from 0 to the largest."""
     if not is_whole(k):
         raise RankError(f"k = {k!r} is not a whole number", fix=f"pass 0 <= k <= {largest}, or error=")
     if k < 0 or k > largest:
