@@ -6,10 +6,10 @@ To add a kind: a file here with a class that has the attributes of Operand, and 
 from __future__ import annotations
 
 from eckart.errors import UsageError
+from eckart.matrix import dense
 from eckart.matrix import sparse as _sparse  # noqa: F401  claims its names
 from eckart.matrix._contract import Matrix, Operand, kinds
 from eckart.matrix.callables import products
-from eckart.matrix.dense import dense, stack
 from eckart.matrix.wrappers import Counted, centred, transposed
 
 __all__ = ["Counted", "Matrix", "Operand", "as_matrices", "as_matrix", "centred", "transposed"]
@@ -39,7 +39,7 @@ def as_matrix(x: object) -> Operand:
 
 def as_matrices(x: object) -> tuple[tuple[int, ...] | None, list[Operand]]:
     """Return the leading dimensions of a stack (..., m, n), None for one matrix, and the matrices in order."""
-    if kinds.find(x) is dense:
-        outer, matrices = stack(x)
+    if kinds.find(x) is dense.dense:
+        outer, matrices = dense.stack(x)
         return outer, [*matrices]
     return None, [as_matrix(x)]

@@ -16,22 +16,22 @@ __all__ = ["Centred", "Counted", "Transposed", "centred", "transposed"]
 
 def transposed(A: Operand) -> Operand:
     """Return Aᵀ."""
-    if A.in_memory:
-        return Dense(A.entries.T, A.space)
+    if isinstance(A, Dense):
+        return A.T
     return A.base if isinstance(A, Transposed) else Transposed(A)
 
 
 def centred(A: Operand) -> Operand:
-    """Return A with the mean of each column taken off. Entries in memory are copied; no other kind is formed."""
-    m, xp, space = A.shape[0], A.space.xp, A.space
+    """Return A with the mean of each column taken off, a view for which A is read once."""
+    m, space = A.shape[0], A.space
     if m == 0:
         return A
-    if A.in_memory:
-        mean = xp.mean(space.double(A.entries), axis=0)
-        return Dense(space.single(space.double(A.entries) - mean), space)
     # A block of float64, since float32 numbers added one after the other lose up to log2(m) bits.
     ones = space.double(space.asarray(np.ones((m, 1))))
-    return Centred(A, space.double(A.rmatmat(ones))[:, 0] / m)
+    mean = space.double(A.rmatmat(ones))[:, 0] / m
+    if isinstance(A, Dense) and A.offset is None:
+        return replace(A, offset=mean[None, :])
+    return Centred(A, mean)
 
 
 @dataclass(eq=False)
