@@ -1,0 +1,1 @@
+"""Benchmarks: run.py measures cases and keeps lines in results/; report.py makes docs/benchmarks.md of them."""
