@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from typing import Any
 
@@ -10,7 +12,8 @@ import numpy as np
 
 from eckart import _algorithms as algorithms
 from eckart._arrays import Array, space_of
-from eckart._decomposed import ARRAYS, SVD, Certificate, checked_fraction, checked_rank, is_real, is_whole
+from eckart._decomposed import ARRAYS, BOUNDS, SVD, certificate, checked_fraction, checked_rank, is_real, is_whole
+from eckart._progress import progress_shown
 from eckart.errors import UsageError
 from eckart.matrix import as_matrices
 
@@ -26,13 +29,17 @@ def svd(
     center: bool = False,
     method: str = "auto",
     seed: int = 0,
+    start: SVD | None = None,
+    progress: Callable[[str, int, int], None] | bool | None = None,
 ) -> SVD:
     """Return the k largest singular values of A with their vectors, and a bound on what they leave out.
 
     A: what as_matrix takes, or a stack (..., m, n) of arrays. k: 0 to min(m, n), which is also what None stands for.
     error: instead of k, the smallest k with ‖A - A_k‖_F ≤ error ‖A‖_F, for every matrix of a stack, up to rounding.
     tol: the largest residual that is wanted, as a fraction of s_1; None: working precision. Whether it was met is
-    `.converged`. center: take off the mean of each column. method: "auto", "lapack", "arpack" or "gram".
+    `.converged`. center: take off the mean of each column. method: "auto", or a row of the choice table.
+    start: the SVD of a similar matrix of the same shape, from which a method that iterates sets out.
+    progress: called with (stage, done, total) as work proceeds; True shows a bar on standard error.
     Arrays of the result have the type, device and float width of A (integers: float64); half floats are computed in
     float32 and rounded at the end. The same A and seed give the same bits on one machine.
     RankError: a k that A cannot have. UsageError: another wrong argument. NumericalError: NaN or infinity in A, values
@@ -46,11 +53,12 @@ def svd(
     if k is not None:
         m, n = matrices[0].shape
         k = checked_rank(k, min(m, n), f"a {m} x {n} matrix")
-    goal = algorithms.Goal(k, error, tol, method, seed)
-    works = [algorithms.prepare(matrix, center) for matrix in matrices]
-    found = [algorithms.find(work, goal) for work in works]
-    rank = max(rank for _, rank in found)
-    solutions = [algorithms.finish(work, factors, rank, tol) for work, (factors, _) in zip(works, found, strict=True)]
+    with nullcontext(progress) if callable(progress) else progress_shown(quiet=progress is not True) as report:
+        goal = algorithms.Goal(k, error, tol, method, seed, _vectors(start, outer, matrices[0].shape), report)
+        works = [algorithms.prepare(matrix, center) for matrix in matrices]
+        found = [algorithms.find(work, goal) for work in works]
+        rank = max(one.rank for one in found)
+        solutions = [algorithms.finish(work, one, rank, goal) for work, one in zip(works, found, strict=True)]
     return _single(solutions[0]) if outer is None else _stacked(outer, solutions)
 
 
@@ -78,9 +86,25 @@ def _complement(U: Array) -> Array:
     return space.leave(Q[..., :, k:])
 
 
+def _vectors(start: Any, outer: Any, shape: tuple[int, int]) -> tuple[Array, Array] | None:
+    """Return the vectors of a start, (m, q) and (n, q). UsageError: it is not an SVD of a matrix of this shape."""
+    if start is None:
+        return None
+    if not isinstance(start, SVD):
+        raise UsageError(f"start is {type(start).__name__}", fix="pass what eckart.svd returned for a similar matrix")
+    of = (*start.U.shape[:-1], start.Vt.shape[-1])
+    if outer is not None or of != shape:
+        raise UsageError(
+            f"start is the SVD of a matrix of shape {of}, and A has shape {shape if outer is None else (*outer, *shape)}",
+            fix="pass the SVD of a matrix of the same two dimensions",
+        )
+    q = start.s.shape[-1]
+    return start.U[:, :q], start.Vt[:q, :].T
+
+
 def _single(solution: algorithms.Solution) -> SVD:
     values = {field.name: getattr(solution, field.name) for field in fields(SVD) if field.name != "error"}
-    return SVD(**values, error=Certificate(solution.spectral, solution.frobenius))
+    return SVD(**values, error=certificate(**{name: getattr(solution, name) for name in BOUNDS}))
 
 
 def _stacked(outer: tuple[int, ...], solutions: list[algorithms.Solution]) -> SVD:
@@ -95,7 +119,7 @@ def _stacked(outer: tuple[int, ...], solutions: list[algorithms.Solution]) -> SV
 
     return SVD(
         **{name: gather(name) for name in ARRAYS},
-        error=Certificate(bound("spectral"), bound("frobenius")),
+        error=certificate(**{name: bound(name) for name in BOUNDS}),
         method=" and ".join(sorted({solution.method for solution in solutions})),
         passes=max(solution.passes for solution in solutions),
         converged=all(solution.converged for solution in solutions),

@@ -110,9 +110,10 @@ SPARSE = {
     "lil": scipy.sparse.lil_array,
 }
 PRODUCTS = {"operator": aslinearoperator, "own class": Own}
+KRYLOV = ("lanczos", "golub-kahan")
 KINDS = DENSE | SPARSE | PRODUCTS
-METHODS = [(kind, method) for kind in DENSE for method in ("auto", "lapack", "arpack")]
-METHODS += [(kind, method) for kind in SPARSE | PRODUCTS for method in ("auto", "arpack", "gram")]
+METHODS = [(kind, method) for kind in DENSE for method in ("auto", "lapack", *KRYLOV)]
+METHODS += [(kind, method) for kind in SPARSE | PRODUCTS for method in ("auto", "gram", *KRYLOV)]
 
 EPS = {np.float16: 2.0**-10, ml_dtypes.bfloat16: 2.0**-7}
 
@@ -122,9 +123,9 @@ def numpy64(x):
 
 
 def ranks(A, method):
-    """Return every k that a method takes: ARPACK leaves out the ends."""
+    """Return every k that a method takes: the Krylov methods leave out the ends."""
     r = min(A.shape)
-    return range(1, r) if method == "arpack" else range(r + 1)
+    return range(1, r) if method in KRYLOV else range(r + 1)
 
 
 def laws(A, result, k, dtype):

@@ -1,84 +1,149 @@
 """How far factors are from the matrix, measured on the factors that are returned and without trust in what found them.
 
-With B = U diag(s) Vt as it stands, rounded and not quite orthonormal, both ways bound ‖A - B‖ from above:
-- entries: A - B itself, and the largest eigenvalue of its Gram matrix: sharp in both norms, about m n (n + k) flops;
-- norms: ‖A - B‖_F² = ‖A‖_F² - 2 ⟨A, B⟩ + ‖B‖_F², from A V alone; the cancellation leaves sqrt(n eps) ‖A‖_F.
-Rounding is allowed for by the usual bound p eps on the relative error of a sum of p products (Higham, Accuracy and
-Stability of Numerical Algorithms, 2nd ed., section 3.1; eps here is twice the unit roundoff, which covers the terms of
-second order), and in the largest eigenvalue by LAPACK's backward error, taken as n eps ‖·‖_F.
+With B = U diag(s) Vt as it stands, rounded and not quite orthonormal, and E = A - B, three ways bound ‖E‖ from above:
+- entries: E itself, and the largest eigenvalue of its Gram matrix: sharp in both norms, about m n (n + k) flops;
+- norms: ‖E‖_F² = ‖A‖_F² - 2 ⟨A, B⟩ + ‖B‖_F², from A V alone: sharp where B leaves out much of A, while the
+  cancellation leaves sqrt(eps) ‖A‖_F where it does not;
+- probes: for a Gaussian G (n, p), ‖E G‖_F² >= x ‖E‖_F² and ‖EᵀE G‖ >= sqrt(x) ‖E‖², but with a probability of at most
+  (x/p e^(1 - x/p))^(p/2) each: Chernoff's bound of a sum of squares of p normal numbers; for the first, weights make the
+  moment generating function no larger, and for the second ‖EᵀE G‖ >= ‖E‖² ‖wᵀG‖ with the leading right vector w.
+Two readings of A serve the residuals and the probes together.
+Rounding in float64 is allowed for by the usual bound p eps on the relative error of a sum of p products (Higham, Accuracy
+and Stability of Numerical Algorithms, 2nd ed., section 3.1; eps here is twice the unit roundoff, which covers the terms
+of second order), and in the largest eigenvalue by LAPACK's backward error, taken as n eps ‖·‖_F. Rounding in float32,
+used only where what is measured is far larger, by its probable size sqrt(p) eps (Higham & Mary, SIAM J. Sci. Comput.
+41(5), 2019).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from eckart._arrays import Array, to_numpy
+from eckart._algorithms._block import squared
+from eckart._arrays import Array, Space, to_numpy
 from eckart.matrix import Operand
 
-__all__ = ["bounds", "residuals"]
+__all__ = ["Measured", "left_out_probability", "measure"]
 
-EPS = 2.0**-52  # of float64, in which everything here is added up
+EPS = 2.0**-52  # of float64
 FREE_ENTRIES = 2**20  # a dense array of 8 MiB is made without asking what the matrix takes
+FREE_FLOPS = 2**32  # comparing entries costs about 0.1 s here
+MOST_ENTRIES = 2**24  # of a matrix that is not in memory
 BLOCK_ENTRIES = 2**22  # of rows that are compared at once
+PROBES = 16  # columns of G
+FAILURE = 1e-10  # the probability that one bound by probes is too small
+SINGLE_SHARE = 0.25  # of the tolerance, that may be rounding error of float32
 
 
-def residuals(A: Operand, U: Array, s: Array, Vt: Array) -> Any:
-    """Return max(‖A v_i - s_i u_i‖, ‖Aᵀ u_i - s_i v_i‖) for each i, as a NumPy array (k,): two readings of A."""
-    double, norm = A.space.double, A.space.xp.linalg.vector_norm
-    left = norm(double(A.matmat(double(Vt).T)) - double(U) * s, axis=0)
-    right = norm(double(A.rmatmat(double(U))) - double(Vt).T * s, axis=0)
-    return np.maximum(to_numpy(left), to_numpy(right))
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """residuals: (k,), NumPy, at most. spectral, frobenius: of E, at most, with probability 1 - failure.
+
+    probe: ‖EᵀE G‖, which says how likely a larger singular value is left out; 0 where no probe was needed.
+    """
+
+    residuals: Any
+    spectral: float
+    frobenius: float
+    failure: float = 0.0
+    probe: float = 0.0
 
 
-def bounds(A: Operand, U: Array, s: Array, Vt: Array) -> tuple[float, float]:
-    """Return upper bounds on the spectral and the Frobenius norm of A - U diag(s) Vt, (inf, inf) where none is at hand.
+def measure(A: Operand, U: Array, s: Array, Vt: Array, tol: float, seed: int) -> Measured:
+    """Return residuals and bounds on the error of the factors of A (m >= n), from at most two readings of A.
 
-    A: m >= n. They come from the entries where these are in memory or would take no more than A or the factors do;
-    else from the norms, and then both bound the Frobenius norm; there is none for a large matrix of unknown norm.
+    tol: the relative residual that will be asked about, which decides whether float32 is precise enough to measure it.
     """
     (m, n), k = A.shape, s.shape[0]
-    U, s, Vt = (A.space.double(x) for x in (U, s, Vt))
-    if A.in_memory or m * n <= max(FREE_ENTRIES, A.stored, 2 * k * (m + n)):
-        return _from_entries(A, U, s, Vt)
-    squared_norm = A.squared_norm()
-    return (math.inf, math.inf) if squared_norm is None else _from_norms(A, squared_norm, U, s, Vt)
+    cheap = m * n * (n + k) <= FREE_FLOPS if A.in_memory else m * n <= min(max(FREE_ENTRIES, A.stored), MOST_ENTRIES)
+    if cheap:
+        return _from_entries(A, *(A.space.double(x) for x in (U, s, Vt)))
+    return _from_products(A, U, s, Vt, tol, seed)
 
 
-def _from_entries(A: Operand, U: Array, s: Array, Vt: Array) -> tuple[float, float]:
-    xp, (m, n), k = A.space.xp, A.shape, s.shape[0]
+def left_out_probability(probe: float, value: float) -> float:
+    """Return a bound on the probability that E has a singular value as large as this, given ‖EᵀE G‖."""
+    return _chernoff((probe / value**2) ** 2 / PROBES) if value > 0 else 1.0
+
+
+def _from_entries(A: Operand, U: Array, s: Array, Vt: Array) -> Measured:
+    xp, (m, n), k, V = A.space.xp, A.shape, s.shape[0], Vt.T
     gram = A.space.double(A.space.unit(n, 0, n)) * 0
+    left, right = 0.0 * s, -V * s
     for rows, block in _row_blocks(A):
-        difference = A.space.double(block) - (U[rows, :] * s) @ Vt
+        block, part = A.space.double(block), U[rows, :]
+        difference = block - (part * s) @ Vt
         gram = gram + difference.T @ difference
+        left = left + xp.sum((block @ V - part * s) ** 2, axis=0)
+        right = right + block.T @ part
+    residuals = np.maximum(np.sqrt(to_numpy(left)), to_numpy(xp.linalg.vector_norm(right, axis=0)))
     squared = float(xp.sum(xp.linalg.diagonal(gram)))
     frobenius = math.sqrt(squared * (1 + (m + n) * EPS))
     top = float(xp.linalg.eigvalsh(gram)[-1]) if n else 0.0
     spectral = math.sqrt(max(top, 0.0) + 2 * (m + n) * EPS * squared)
     # Each entry of the difference: k products, a scaling and a subtraction of at most |A| + |U| diag(s) |Vt|.
     rounding = (k + 3) * EPS * (frobenius + 2 * _size(A, U, s, Vt)) + math.sqrt(m * n) * _smallest(A)
-    return min(spectral, frobenius) + rounding, frobenius + rounding
+    return Measured(residuals, min(spectral, frobenius) + rounding, frobenius + rounding)
 
 
-def _from_norms(A: Operand, squared_norm: float, U: Array, s: Array, Vt: Array) -> tuple[float, float]:
-    xp, (m, n), k = A.space.xp, A.shape, s.shape[0]
-    AV = A.matmat(Vt.T)
-    inner = float(xp.sum(s * xp.sum(U * A.space.double(AV), axis=0)))
-    square = float(xp.sum((U.T @ U) * (Vt @ Vt.T) * (s[:, None] * s)))
-    size = _size(A, U, s, Vt)
-    rounding = 2 * (n + 2) * float(xp.finfo(AV.dtype).eps) * math.sqrt(squared_norm) * size
-    rounding += 4 * (m + n + k) * EPS * size * (math.sqrt(squared_norm) + size)
-    frobenius = math.sqrt(max(squared_norm - 2 * inner + square, 0.0) + rounding) + math.sqrt(m * n) * _smallest(A)
-    return frobenius, frobenius
+def _from_products(A: Operand, U: Array, s: Array, Vt: Array, tol: float, seed: int) -> Measured:
+    """Measure with [V, G] and then [U, E G]; at full rank with G and E G, as no residual exceeds the norm of E."""
+    space, xp, (m, n), k = A.space, A.space.xp, A.shape, s.shape[0]
+    values, total = to_numpy(s).astype(np.float64), A.squared_norm()
+    eps, convert = (space.eps, space.single) if _single_will_do(A, values, total, tol) else (EPS, space.double)
+    U, s, V = convert(U), convert(s), convert(Vt).T
+    G = convert(space.normal((n, PROBES), seed + 1))
+    whole = k == n
+    AVG = A.matmat(G if whole else xp.concat([V, G], axis=1))
+    EG = AVG[:, -PROBES:] - U @ (s[:, None] * (V.T @ G))
+    AUEG = A.rmatmat(EG if whole else xp.concat([U, EG], axis=1))
+    EEG = AUEG[:, -PROBES:] - V @ (s[:, None] * (U.T @ EG))
+
+    size = math.sqrt(total if total is not None else float(xp.sum(space.double(AVG[:, -PROBES:]) ** 2)) / LEAST)
+    rounding = 4 * math.sqrt(max(A.stored / m, A.stored / n, 1)) * eps / 2 * size  # of a product with a unit vector
+    probe = _norm(space, EEG) + rounding * _norm(space, EG)
+    spectral = math.sqrt(probe / math.sqrt(LEAST))
+    frobenius = (float(xp.linalg.vector_norm(space.double(EG))) + rounding * math.sqrt(PROBES)) / math.sqrt(LEAST)
+    failure = 2 * FAILURE
+    if whole:
+        return Measured(np.full(k, min(spectral, frobenius)), min(spectral, frobenius), frobenius, failure, probe)
+    left = xp.linalg.vector_norm(AVG[:, :k] - U * s, axis=0)
+    right = xp.linalg.vector_norm(AUEG[:, :k] - V * s, axis=0)
+    residuals = np.maximum(to_numpy(left), to_numpy(right)).astype(np.float64)
+    if total is not None:
+        inner = float(xp.sum(space.double(s) * space.double(xp.sum(U * AVG[:, :k], axis=0))))
+        square = float(values @ to_numpy((U.T @ U) * (V.T @ V)).astype(np.float64) @ values)
+        by_norms = math.sqrt(max(total - 2 * inner + square, 0.0) + 4 * math.sqrt(m + n) * eps * (total + square))
+        if by_norms <= frobenius:
+            frobenius, failure = by_norms, FAILURE
+    if frobenius <= spectral:
+        spectral, failure = frobenius, failure - FAILURE
+    return Measured(residuals, spectral, frobenius, failure, probe)
+
+
+def _single_will_do(A: Operand, s: Any, total: float | None, tol: float) -> bool:
+    """Say whether rounding in float32 is far below both the tolerance and what the factors leave out of A."""
+    if A.space.name != "float32" or total is None or not len(s):
+        return False
+    (m, n), left_out = A.shape, total - float(s @ s)
+    rounding = math.sqrt(max(A.stored / m, A.stored / n)) * A.space.eps / 2 * math.sqrt(total)
+    return rounding <= SINGLE_SHARE * tol * float(s[0]) and (100 * rounding) ** 2 <= left_out
+
+
+def _norm(space: Space, X: Array) -> float:
+    """Return the largest singular value of an array of few columns."""
+    return math.sqrt(max(float(np.linalg.eigvalsh(squared(space, X))[-1]), 0.0))
 
 
 def _row_blocks(A: Operand) -> Iterator[tuple[slice, Array]]:
     m, n = A.shape
     if not A.in_memory:
-        yield slice(0, m), A.matmat(A.space.unit(n, 0, n))
+        yield slice(0, m), A.matmat(A.space.double(A.space.unit(n, 0, n)))
         return
     entries = A.entries
     step = max(1, BLOCK_ENTRIES // max(n, 1))
@@ -96,3 +161,20 @@ def _size(A: Operand, U: Array, s: Array, Vt: Array) -> float:
 def _smallest(A: Operand) -> float:
     """Return the spacing of the smallest numbers, which an entry may have lost when A was scaled."""
     return float(A.space.xp.finfo(A.space.dtype).smallest_normal) * A.space.eps
+
+
+def _chernoff(share: float) -> float:
+    """Return a bound on the probability that a sum of PROBES squares of normal numbers is below this share of its mean."""
+    return 1.0 if share >= 1 else (share * math.exp(1 - share)) ** (PROBES / 2)
+
+
+def _share() -> float:
+    """Return the share at which that bound is FAILURE."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _chernoff(middle) < FAILURE else (low, middle)
+    return low
+
+
+LEAST = PROBES * _share()  # what such a sum is at least, but with that probability

@@ -1,19 +1,44 @@
-"""What an algorithm gives back, and the last step that they share."""
+"""What an algorithm is asked for, what it gives back, and the steps that several share."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from eckart._arrays import Array
+import numpy as np
+
+from eckart._arrays import Array, Space
 from eckart.errors import NumericalError
 from eckart.matrix import Operand
 
-__all__ = ["Factors", "restricted", "thin"]
+__all__ = ["Factors", "Task", "restricted", "thin"]
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """k triplets with residuals of at most tol s_1; `seed` decides all that is random.
+
+    start: (n, q), orthonormal columns near the right singular vectors that are wanted, or None.
+    probe: False where it was made sure elsewhere that no larger value is left out.
+    report: told after each step how many of the k are within the tolerance.
+    """
+
+    k: int
+    tol: float
+    seed: int
+    start: Array | None = None
+    probe: bool = True
+    report: Callable[[int], None] = lambda converged: None
+
+    def draws(self, space: Space, length: int) -> Callable[[int], Array]:
+        """Return a function that gives so many new columns of normal numbers, other ones at each call."""
+        rng = np.random.default_rng(self.seed)
+        return lambda columns: space.asarray(rng.standard_normal((length, columns)))
 
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """U (m, k), s (k,) descending, Vt (k, n) as an algorithm found them, its name, and whether it vouches for them.
+    """U (m, p), s (p,) descending, Vt (p, n) with p >= k as an algorithm found them, and its name.
 
     sound: False where a check says that these need not be the k largest.
     """

@@ -3,36 +3,44 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from eckart._algorithms._accuracy import bounds, residuals
-from eckart._algorithms._factors import Factors
-from eckart._algorithms._table import Problem, admissible, cheapest
+from eckart._algorithms import golub_kahan
+from eckart._algorithms._accuracy import Measured, measure
+from eckart._algorithms._factors import Factors, Task
+from eckart._algorithms._table import Problem, Row, admissible, cheapest
 from eckart._arrays import Array, Space, own, power_of_two, to_numpy
 from eckart.errors import NumericalError
 from eckart.matrix import Counted, Operand, centred, transposed
 
-__all__ = ["Goal", "Solution", "Work", "find", "finish", "prepare", "rank_within"]
+__all__ = ["Found", "Goal", "Solution", "Work", "find", "finish", "prepare", "rank_within"]
 
 ORDINARY_EXPONENT = 16  # entries between 2**-16 and 2**16 have squares far inside every float's range: no scaled copy
 SIGN_MARGIN = 2.0**-10  # two of a vector's largest entries that differ by less are equal, lest rounding choose its sign
 PRODUCT_ROUNDING = 8  # of a product of length p, in units of eps sqrt(p); twice what is seen with unit vectors
+POLISHES = 3  # of factors whose residuals, measured, are not what the process that found them estimated
 FIRST_RANK = 16  # the first rank tried where a size of the error is asked for; then twice as many
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Goal:
-    """What was asked: a rank or a relative Frobenius error, the largest relative residual, which method, which seed."""
+    """What was asked: a rank or a relative Frobenius error, the largest relative residual, which method, which seed.
+
+    start: left and right singular vectors (m, q) and (n, q) of a similar matrix, NumPy or of A's framework, or None.
+    report: told (stage, done, total) as work proceeds.
+    """
 
     k: int | None
     error: float | None
     tol: float | None
     method: str
     seed: int
+    start: tuple[Array, Array] | None = None
+    report: Callable[[str, int, int], None] = lambda stage, done, total: None
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +53,15 @@ class Work:
 
 
 @dataclass(frozen=True, eq=False)
+class Found:
+    """Factors of at least this rank, and what was measured of the first `rank` triplets, where that was done."""
+
+    factors: Factors
+    rank: int
+    measured: Measured | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Solution:
     """What is known of one matrix in the end: the fields of SVD. residuals are in the type of the computation."""
 
@@ -54,6 +71,9 @@ class Solution:
     residuals: Array
     spectral: float
     frobenius: float
+    failure: float
+    rest: float
+    probe: float
     method: str
     passes: int
     converged: bool
@@ -72,28 +92,35 @@ def prepare(A: Operand, center: bool) -> Work:
     return Work(Counted(transposed(A) if flipped else A, passes=1 + center), flipped, exponent)
 
 
-def find(work: Work, goal: Goal) -> tuple[Factors, int]:
+def find(work: Work, goal: Goal) -> Found:
     """Return factors of at least the rank that meets the goal, and that rank."""
-    A = work.A
+    A, start = work.A, _start(work, goal)
     tol = goal.tol if goal.tol is not None else _working_residual(A, A.space.eps)
     for k, norm in _trials(A, goal):
-        factors = _run(A, k, tol, goal)
+
+        def report(converged: int, k: int = k) -> None:
+            goal.report("singular values", converged, k)
+
+        task = Task(k, tol, goal.seed, start, report=report)
+        row = _choice(A, task, goal.method)
+        factors, measured = _converged(A, row, task)
         if goal.error is None:
-            return factors, k
-        s = to_numpy(factors.s).astype(np.float64)
+            return Found(factors, k, measured)
+        s = to_numpy(factors.s[:k]).astype(np.float64)
         left_out = 0.0 if norm is None else max(norm - float(s @ s), 0.0)
         rank = rank_within(s[None], np.array([[left_out]]), goal.error, A.space.eps)
         if rank is not None:
             break
-    return factors, k if rank is None else rank
+        start = factors.Vt.T
+    return Found(factors, k if rank is None else rank)
 
 
-def finish(work: Work, factors: Factors, k: int, tol: float | None) -> Solution:
+def finish(work: Work, found: Found, k: int, goal: Goal) -> Solution:
     """Return the first k triplets in the type, scale, orientation and sign of the result, and measure them as they are.
 
     NumericalError: a singular value outside the range of the type.
     """
-    A, space = work.A, work.A.space
+    A, space, factors = work.A, work.A.space, found.factors
     U, s, Vt = factors.U[:, :k], factors.s[:k], factors.Vt[:k, :]
     if work.flipped:
         U, Vt = Vt.T, U.T
@@ -107,22 +134,26 @@ def finish(work: Work, factors: Factors, k: int, tol: float | None) -> Solution:
             fix="pass the matrix in a wider type, or divided by its largest entry",
             code="E-range",
         )
+    tol = goal.tol if goal.tol is not None else _working_residual(A, space.returned_eps)
     scaled = power_of_two(space.double(s), -work.exponent)
-    triplets = (Vt.T, scaled, U.T) if work.flipped else (U, scaled, Vt)
-    measured = residuals(A, *triplets)
-    spectral, frobenius = (_times_power_of_two(x, work.exponent) for x in bounds(A, *triplets))
-    if tol is None:
-        tol = _working_residual(A, space.returned_eps)
+    measured = found.measured
+    if measured is None or found.rank != k or space.returned_eps != space.eps:
+        U_k, V_k = (Vt.T, U.T) if work.flipped else (U, Vt)
+        measured = measure(A, space.single(U_k), space.single(scaled), space.single(V_k), tol, goal.seed)
+    within = bool(np.all(measured.residuals <= tol * float(scaled[0]))) if k else True
     return Solution(
         U=U,
         s=s,
         Vt=Vt,
-        residuals=space.asarray(power_of_two(measured, work.exponent)),
-        spectral=spectral,
-        frobenius=frobenius,
+        residuals=space.asarray(power_of_two(measured.residuals, work.exponent)),
+        spectral=_times_power_of_two(measured.spectral, work.exponent),
+        frobenius=_times_power_of_two(measured.frobenius, work.exponent),
+        failure=measured.failure,
+        rest=_times_power_of_two(measured.spectral, work.exponent),
+        probe=_times_power_of_two(measured.probe, 2 * work.exponent),
         method=factors.method,
         passes=A.passes,
-        converged=factors.sound and bool(np.all(measured <= tol * float(scaled[0]) if k else True)),
+        converged=factors.sound and within,
     )
 
 
@@ -154,14 +185,40 @@ def _trials(A: Operand, goal: Goal) -> Iterator[tuple[int, float | None]]:
     yield n, None
 
 
-def _run(A: Operand, k: int, tol: float, goal: Goal) -> Factors:
-    m, n = A.shape
-    problem = Problem(m, n, k, A.stored, A.in_memory)
-    row = cheapest(admissible(problem, goal.method), problem)
+def _start(work: Work, goal: Goal) -> Array | None:
+    """Return the right singular vectors to begin with, of the matrix as it is worked on."""
+    if goal.start is None:
+        return None
+    vectors = goal.start[0] if work.flipped else goal.start[1]
+    return work.A.space.asarray(to_numpy(vectors))
+
+
+def _choice(A: Operand, task: Task, method: str) -> Row:
+    (m, n), k = A.shape, task.k
+    problem = Problem(m, n, k, task.tol / A.space.eps, A.stored, A.in_memory)
+    return cheapest(admissible(problem, method), problem)
+
+
+def _converged(A: Operand, row: Row, task: Task) -> tuple[Factors, Measured | None]:
+    """Run an algorithm. One that iterates is measured, and where it did not reach the tolerance, polished."""
+    (m, n), k, space = A.shape, task.k, A.space
     if k == 0:
-        nothing = A.space.unit(m, 0, 0), A.space.unit(1, 0, 0)[0, :], A.space.unit(n, 0, 0).T
-        return Factors(*nothing, row.name)
-    return row.run(A, k, tol, goal.seed)
+        nothing = space.unit(m, 0, 0), space.unit(1, 0, 0)[0, :], space.unit(n, 0, 0).T
+        return Factors(*nothing, row.name), None
+    factors = row.run(A, task)
+    if not row.iterates:
+        return factors, None
+    for _ in range(POLISHES):
+        measured = measure(A, factors.U[:, :k], factors.s[:k], factors.Vt[:k, :], task.tol, task.seed)
+        if measured.residuals.max() <= task.tol * float(factors.s[0]):
+            break
+        polished = golub_kahan.run(A, replace(task, tol=task.tol / 2, start=factors.Vt.T, probe=False))
+        factors = replace(polished, method=_and(factors.method, polished.method))
+    return factors, measured
+
+
+def _and(first: str, second: str) -> str:
+    return first if first.endswith(second) else f"{first}, {second}"
 
 
 def _working_residual(A: Operand, eps: float) -> float:

@@ -5,43 +5,50 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from eckart._algorithms import arpack, gram, lapack
-from eckart._algorithms._factors import Factors
+from eckart._algorithms import golub_kahan, gram, lanczos, lapack, sketch
+from eckart._algorithms._factors import Factors, Task
 from eckart.errors import UsageError
 from eckart.matrix import Operand
 
 __all__ = ["METHODS", "TABLE", "Problem", "Row", "admissible", "cheapest"]
 
 CALL_FLOPS = 1e6  # what a processor does in the 20 microseconds that a product takes however small it is, at 50 Gflop/s
+COARSE = 64  # eps: the smallest relative residual for which squaring is tried
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What the choice may depend on: m >= n, the rank, the numbers that one product reads, entries in memory or not."""
+    """What the choice may depend on: m >= n, the rank, the relative residual in units of eps, the numbers that one
+    product reads, entries in memory or not."""
 
     m: int
     n: int
     k: int
+    tol: float
     stored: int
     in_memory: bool
 
 
 @dataclass(frozen=True)
 class Row:
-    """An algorithm: when it applies, in code and in words; its cost in readings of A and in flops; how it is run."""
+    """An algorithm: when it applies, in code and in words; its cost in readings of A and in flops; how it is run.
+
+    iterates: whether it ends by a tolerance, so that what it gives may be polished. by_itself: "auto" may take it.
+    """
 
     name: str
     requires: str
     applies: Callable[[Problem], bool]
     passes: Callable[[Problem], float]
     flops: Callable[[Problem], float]
-    run: Callable[[Operand, int, float, int], Factors]
+    run: Callable[[Operand, Task], Factors]
+    iterates: bool = False
+    by_itself: bool = True
 
 
-def _lanczos_steps(p: Problem) -> float:
-    """Return how many vectors ARPACK multiplies: a basis of max(2 k + 1, 20), then ten restarts that keep k of it."""
-    basis = min(p.n, max(2 * p.k + 1, 20))
-    return basis + 10 * (basis - p.k)
+def _krylov_columns(p: Problem) -> float:
+    """Return how many columns a Krylov method multiplies, as a rule: a basis of 4 k, or of k and 14 blocks."""
+    return min(p.n, max(4 * p.k, p.k + 14 * 16))
 
 
 # flops of LAPACK: Golub & Van Loan, Matrix Computations, 4th ed., section 8.6 (R-SVD); of the others: products, then
@@ -56,12 +63,29 @@ TABLE = (
         run=lapack.run,
     ),
     Row(
-        "arpack",
+        "lanczos",
+        "1 <= k < min(m, n), and for auto a tolerance of 64 eps or more",
+        applies=lambda p: 1 <= p.k < p.n,
+        passes=lambda p: 10 * _krylov_columns(p) / 16,
+        flops=lambda p: (
+            _krylov_columns(p) * (4 * p.stored + 4 * p.n * _krylov_columns(p))
+            + 9 * _krylov_columns(p) ** 3
+            + 4 * p.k * p.stored
+            + 6 * p.m * p.k**2
+        ),
+        run=lanczos.run,
+        iterates=True,
+    ),
+    Row(
+        "golub-kahan",
         "1 <= k < min(m, n)",
         applies=lambda p: 1 <= p.k < p.n,
-        passes=lambda p: 2 * _lanczos_steps(p) + 1,
-        flops=lambda p: _lanczos_steps(p) * (4 * p.stored + 16 * p.n * p.k) + 6 * p.m * p.k**2,
-        run=arpack.run,
+        passes=lambda p: 10 * _krylov_columns(p) / 16,
+        flops=lambda p: (
+            _krylov_columns(p) * (4 * p.stored + 4 * (p.m + p.n) * _krylov_columns(p)) + 20 * _krylov_columns(p) ** 3
+        ),
+        run=golub_kahan.run,
+        iterates=True,
     ),
     Row(
         "gram",
@@ -71,21 +95,33 @@ TABLE = (
         flops=lambda p: 4 * p.stored * p.n + 9 * p.n**3 + 6 * p.m * p.k**2 + 20 * p.k**3,
         run=gram.run,
     ),
+    Row(
+        "sketch",
+        "1 <= k < min(m, n); only where it is asked for, as what it gives is coarse",
+        applies=lambda p: 1 <= p.k < p.n,
+        passes=lambda p: 2,
+        flops=lambda p: 8 * p.k * p.stored + 40 * (p.m + p.n) * p.k**2,
+        run=sketch.run,
+        by_itself=False,
+    ),
 )
 METHODS = ("auto", *(row.name for row in TABLE))
 
 
 def admissible(problem: Problem, method: str) -> list[Row]:
     """Return the rows that apply, or the one that was asked for. UsageError: that one does not apply."""
-    rows = [row for row in TABLE if method in ("auto", row.name)]
-    found = [row for row in rows if row.applies(problem)]
-    if not found:
+    if method == "auto":
+        rows = [row for row in TABLE if row.by_itself and row.applies(problem)]
+        coarse = problem.tol >= COARSE
+        return [row for row in rows if coarse or row.name != "lanczos"]
+    row = next(row for row in TABLE if row.name == method)
+    if not row.applies(problem):
         raise UsageError(
-            f'method="{method}" needs {rows[0].requires}, and this is k = {problem.k} of a matrix with min(m, n) = '
+            f'method="{method}" needs {row.requires}, and this is k = {problem.k} of a matrix with min(m, n) = '
             f"{problem.n}{'' if problem.in_memory else ' that is known by its products'}",
             fix='pass method="auto"',
         )
-    return found
+    return [row]
 
 
 def cheapest(rows: list[Row], problem: Problem) -> Row:

@@ -7,27 +7,28 @@ gathered, as many numbers as U has at k = n.
 
 from __future__ import annotations
 
-from eckart._algorithms._accuracy import residuals
-from eckart._algorithms._factors import Factors, restricted
-from eckart._arrays import Array
+import numpy as np
+
+from eckart._algorithms._factors import Factors, Task, restricted
+from eckart._arrays import Array, to_numpy
 from eckart.matrix import Operand
 
-__all__ = ["BLOCK", "blurred", "run"]
+__all__ = ["BLOCK", "run"]
 
 BLOCK = 256  # columns of the identity that are multiplied at once; from about 64 on, products run at BLAS-3 speed
 
 
-def run(A: Operand, k: int, tol: float, seed: int) -> Factors:
-    n = A.shape[1]
+def run(A: Operand, task: Task) -> Factors:
+    k, n = task.k, A.shape[1]
     if 2 * k <= n:
         _, vectors = A.space.xp.linalg.eigh(_gram(A))  # ascending
         found = restricted(A, vectors[:, n - k :], k, "gram")
-        if not blurred(A, found, tol):
+        if not _blurred(A, found, task.tol):
             return found
     return restricted(A, None, k, "gram")
 
 
-def blurred(A: Operand, found: Factors, tol: float) -> bool:
+def _blurred(A: Operand, found: Factors, tol: float) -> bool:
     """Say whether rounding in AᵀA has, or may have, turned the subspace of the triplets by more than the goal allows.
 
     Directions below sqrt(sqrt(eps)) s_1 are not trusted whatever their residual: their squares are near the rounding
@@ -36,7 +37,9 @@ def blurred(A: Operand, found: Factors, tol: float) -> bool:
     s1, sk = float(found.s[0]), float(found.s[-1])
     if sk <= A.space.eps**0.25 * s1:
         return True
-    return float(residuals(A, found.U, found.s, found.Vt).max()) > tol * s1
+    double = A.space.double
+    right = double(A.rmatmat(double(found.U))) - double(found.Vt).T * double(found.s)
+    return float(np.max(to_numpy(A.space.xp.linalg.vector_norm(right, axis=0)))) > tol * s1
 
 
 def _gram(A: Operand) -> Array:

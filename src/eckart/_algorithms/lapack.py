@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from eckart._algorithms._factors import Factors, thin
+from eckart._algorithms._factors import Factors, Task, thin
 from eckart.matrix import Operand
 
 __all__ = ["run"]
 
 
-def run(A: Operand, k: int, tol: float, seed: int) -> Factors:
+def run(A: Operand, task: Task) -> Factors:
     U, s, Vt = thin(A.entries, A)
-    return Factors(U[:, :k], s[:k], Vt[:k, :], "lapack")
+    return Factors(U[:, : task.k], s[: task.k], Vt[: task.k, :], "lapack")

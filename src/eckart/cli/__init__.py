@@ -77,7 +77,7 @@ def compress(
 ) -> None:
     """Make a trained model smaller, save it, reload it in a fresh process and measure it beside the dense one."""
     import eckart
-    from eckart.cli._progress import progress_shown
+    from eckart._progress import progress_shown
     from eckart.cli._show import command_line, show_comparison, show_plan
 
     with running(as_json=json):
@@ -127,7 +127,7 @@ def plan(
 ) -> None:
     """Say what compress would do to every layer, with exact parameters and bytes, and change nothing."""
     import eckart
-    from eckart.cli._progress import progress_shown
+    from eckart._progress import progress_shown
     from eckart.cli._show import show_plan
 
     with running(as_json=json):
@@ -167,7 +167,7 @@ def compare(
 ) -> None:
     """Put models beside each other: parameters, bytes, perplexity, divergence and speed."""
     import eckart
-    from eckart.cli._progress import progress_shown
+    from eckart._progress import progress_shown
     from eckart.cli._show import command_line, show_comparison
     from eckart.errors import UsageError
 
