@@ -70,7 +70,7 @@ class Space:
 
     def asarray(self, x: Any) -> Array:
         """Return a NumPy array as an array of this space."""
-        return self.xp.asarray(x, dtype=self.dtype, device=self.device)
+        return self.xp.asarray(np.ascontiguousarray(x), dtype=self.dtype, device=self.device)
 
     def double(self, x: Array) -> Array:
         """Return x in float64 on its device."""

@@ -95,7 +95,7 @@ def _vectors(start: Any, outer: Any, shape: tuple[int, int]) -> tuple[Array, Arr
     of = (*start.U.shape[:-1], start.Vt.shape[-1])
     if outer is not None or of != shape:
         raise UsageError(
-            f"start is the SVD of a matrix of shape {of}, and A has shape {shape if outer is None else (*outer, *shape)}",
+            f"start is the SVD of a matrix of shape {of}, and A has shape {(*(outer or ()), *shape)}",
             fix="pass the SVD of a matrix of the same two dimensions",
         )
     q = start.s.shape[-1]

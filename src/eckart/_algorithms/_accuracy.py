@@ -5,14 +5,14 @@ With B = U diag(s) Vt as it stands, rounded and not quite orthonormal, and E = A
 - norms: ‖E‖_F² = ‖A‖_F² - 2 ⟨A, B⟩ + ‖B‖_F², from A V alone: sharp where B leaves out much of A, while the
   cancellation leaves sqrt(eps) ‖A‖_F where it does not;
 - probes: for a Gaussian G (n, p), ‖E G‖_F² >= x ‖E‖_F² and ‖EᵀE G‖ >= sqrt(x) ‖E‖², but with a probability of at most
-  (x/p e^(1 - x/p))^(p/2) each: Chernoff's bound of a sum of squares of p normal numbers; for the first, weights make the
-  moment generating function no larger, and for the second ‖EᵀE G‖ >= ‖E‖² ‖wᵀG‖ with the leading right vector w.
+  (x/p e^(1 - x/p))^(p/2) each. That is Chernoff's bound for a sum of squares of p normal numbers; weights that add up
+  to 1 make it no larger (first), and ‖EᵀE G‖ >= ‖E‖² ‖wᵀG‖ with the leading right vector w of E (second).
 Two readings of A serve the residuals and the probes together.
-Rounding in float64 is allowed for by the usual bound p eps on the relative error of a sum of p products (Higham, Accuracy
-and Stability of Numerical Algorithms, 2nd ed., section 3.1; eps here is twice the unit roundoff, which covers the terms
-of second order), and in the largest eigenvalue by LAPACK's backward error, taken as n eps ‖·‖_F. Rounding in float32,
-used only where what is measured is far larger, by its probable size sqrt(p) eps (Higham & Mary, SIAM J. Sci. Comput.
-41(5), 2019).
+Rounding: entries are compared in float64, and the usual bound p eps on the relative error of a sum of p products is
+allowed for (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1; eps here is twice the unit
+roundoff, which covers the terms of second order), and LAPACK's backward error, taken as n eps ‖·‖_F, in the largest
+eigenvalue. For products with A it is four times the probable size sqrt(p) eps / 2 (Higham & Mary, SIAM J. Sci. Comput.
+41(5), 2019); they are made in float32 only where what is measured is far above that.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def _smallest(A: Operand) -> float:
 
 
 def _chernoff(share: float) -> float:
-    """Return a bound on the probability that a sum of PROBES squares of normal numbers is below this share of its mean."""
+    """Return a bound on the probability that PROBES squares of normal numbers add up to less than this share of p."""
     return 1.0 if share >= 1 else (share * math.exp(1 - share)) ** (PROBES / 2)
 
 

@@ -1,0 +1,91 @@
+"""A few leading triplets by block Lanczos on AᵀA with thick restarts: the cheapest way where k << n.
+
+The basis spans a Krylov space of AᵀA that grows from a random block; restarts keep the best Ritz vectors (Wu & Simon,
+SIAM J. Matrix Anal. Appl. 22(2), 2000). The residual ‖Aᵀu - s v‖ = ‖AᵀA v - s² v‖ / s is known from the last block
+alone. Squaring costs digits: it has a floor of about eps s_1² / s, and who needs less goes on with golub_kahan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from eckart._algorithms import golub_kahan
+from eckart._algorithms._block import Basis
+from eckart._algorithms._factors import Factors, Task
+from eckart._algorithms._krylov import SAFETY, Ritz, first_block, room_for, search
+from eckart.matrix import Operand
+
+__all__ = ["run"]
+
+BLUR = 8  # the floor of the residuals, in units of eps s_1² / s
+
+
+def run(A: Operand, task: Task) -> Factors:
+    """Return factors whose residuals are within tol s_1, or at the floor that squaring sets."""
+    return search(_Lanczos(A, task), task)
+
+
+class _Lanczos:
+    def __init__(self, A: Operand, task: Task) -> None:
+        space, n = A.space, A.shape[1]
+        self.A, self.task = A, task
+        self.V = Basis(space, n, room_for(A, task), task.draws(space, n))
+        self.T = np.zeros((self.V.capacity, self.V.capacity))  # VᵀAᵀA V
+        self.R = np.zeros((0, 0))  # AᵀA V = V T + (newest block) R, in the columns of the block before
+        self.scale = 0.0
+        self.size, self.before = 0, 0
+        self.width = first_block(self.V, task, A.in_memory)
+
+    @property
+    def full(self) -> bool:
+        return self.exhausted or (self.V.room < self.width and self.V.capacity < self.V.length)
+
+    @property
+    def exhausted(self) -> bool:
+        return self.size == self.V.length
+
+    def step(self) -> None:
+        V, T = self.V, self.T
+        old, new = self.size, slice(self.size, V.size)
+        W = self.A.space.single(self.A.rmatmat(self.A.matmat(V.last(self.width))))
+        near = max(0, old - self.before)
+        W, part = V.project(W, near)  # nearly all of it, since AᵀA is symmetric
+        W, T[: V.size, new] = V.project(W)
+        T[near : V.size, new] += part
+        T[new, new] = (T[new, new] + T[new, new].T) / 2
+        T[new, :old] = T[:old, new].T
+        self.scale = max(self.scale, float(np.linalg.norm(T[new, new], 2)))
+        self.size, self.before = V.size, self.width
+        self.R = V.append(W, self.scale)
+        self.width = len(self.R)
+
+    def ritz(self) -> Ritz:
+        squares, vectors = np.linalg.eigh(self.T[: self.size, : self.size])
+        squares, vectors = np.maximum(squares[::-1], 0), vectors[:, ::-1]
+        values = np.sqrt(squares)
+        safe = np.maximum(values, np.finfo(float).tiny)
+        errors = np.linalg.norm(self.R @ vectors[self.size - self.before : self.size], axis=0) / safe
+        floor = BLUR * self.A.space.eps * squares[0] / safe
+        return Ritz(values, errors, floor, vectors)
+
+    def restart(self, ritz: Ritz, keep: int, fresh: int) -> None:
+        keep = min(keep, self.size)
+        self.V.rotate(ritz.right[:, :keep], 0 if fresh else self.width)
+        self.T[:] = 0
+        self.T[range(keep), range(keep)] = ritz.values[:keep] ** 2
+        self.size, self.before = keep, keep
+        if fresh:
+            self.width = self.V.append_random(fresh)
+
+    def factors(self, ritz: Ritz, count: int) -> Factors:
+        """Multiply the Ritz vectors by A once, so that the singular values are found without squaring."""
+        A, space, m = self.A, self.A.space, self.A.shape[0]
+        V = self.V.columns[:, : self.size] @ space.asarray(ritz.right[:, :count])
+        if np.any(ritz.floor[: self.task.k] > SAFETY * self.task.tol * ritz.values[0]):
+            polished = golub_kahan.run(A, replace(self.task, start=V, probe=False))
+            return replace(polished, method=f"lanczos, {polished.method}")
+        U = Basis(space, m, V.shape[1], self.task.draws(space, m))
+        left, s, right = np.linalg.svd(U.append(space.single(A.matmat(V)), float(ritz.values[0])))
+        return Factors(U.columns @ space.asarray(left), space.asarray(s), space.asarray(right) @ V.T, "lanczos")
