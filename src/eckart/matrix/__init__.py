@@ -10,9 +10,9 @@ from eckart.matrix import dense
 from eckart.matrix import sparse as _sparse  # noqa: F401  claims its names
 from eckart.matrix._contract import Matrix, Operand, kinds
 from eckart.matrix.callables import products
-from eckart.matrix.wrappers import Counted, centred, transposed
+from eckart.matrix.wrappers import Counted, centred, transposed, weighted
 
-__all__ = ["Counted", "Matrix", "Operand", "as_matrices", "as_matrix", "centred", "transposed"]
+__all__ = ["Counted", "Matrix", "Operand", "as_matrices", "as_matrix", "centred", "transposed", "weighted"]
 
 
 def as_matrix(x: object) -> Operand:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 from eckart._arrays import Array, Space
 from eckart._registry import Registry
 from eckart.errors import NumericalError
 
-__all__ = ["Matrix", "Operand", "kinds", "nonfinite"]
+__all__ = ["InMemory", "Matrix", "Operand", "kinds", "nonfinite"]
 
 
 @runtime_checkable
@@ -55,11 +55,21 @@ class Operand(Matrix, Protocol):
     def largest(self) -> float:
         """Return the size of the entries, right to a factor of about sqrt(n); divided by it, squares stay in range."""
 
-    def squared_norm(self) -> float | None:
-        """Return an upper bound on ‖A‖_F² that exceeds it only by rounding; None where it is not at hand."""
+    def squared_norm(self, rows: Array = None, columns: Array = None) -> float | None:
+        """Return an upper bound on ‖A‖_F² that exceeds it only by rounding; None where it is not at hand.
+
+        rows: (m,), columns: (n,), float64, 0 or more: weights of the squares, Σ rows_i a_ij² columns_j; None: ones.
+        """
 
     def scaled(self, exponent: int) -> Operand:
         """Return 2**exponent A."""
+
+
+class InMemory(Operand, Protocol):
+    """An Operand with in_memory true."""
+
+    def panels(self) -> Iterator[tuple[slice, Array]]:
+        """Give the entries in float64, some rows at a time, each time with their place. It reads A once."""
 
 
 kinds: Registry[Callable[[Any], Operand]] = Registry()

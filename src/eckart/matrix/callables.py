@@ -57,7 +57,7 @@ class Products:
     def largest(self) -> float:
         return float(np.max(np.abs(self.matmat(self.space.normal((self.shape[1], 1), seed=0))), initial=0.0))
 
-    def squared_norm(self) -> None:
+    def squared_norm(self, rows: Array = None, columns: Array = None) -> None:
         return None
 
     def scaled(self, exponent: int) -> Products:

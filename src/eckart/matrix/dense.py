@@ -64,7 +64,6 @@ class Dense:
         return math.prod(self.shape)
 
     def panels(self) -> Iterator[tuple[slice, Array]]:
-        """Give the entries in float64, some rows at a time, each time with their place. It reads A once."""
         return self._panels(self.space.xp.float64)
 
     def matmat(self, X: Array, /) -> Array:
@@ -88,8 +87,8 @@ class Dense:
     def largest(self) -> float:
         return self._largest
 
-    def squared_norm(self) -> float:
-        return self._squared_norm
+    def squared_norm(self, rows: Array = None, columns: Array = None) -> float:
+        return self._squared_norm if rows is None and columns is None else self._summed_squares(rows, columns)
 
     def scaled(self, exponent: int) -> Dense:
         offset = None if self.offset is None else power_of_two(self.offset, exponent)
@@ -108,9 +107,15 @@ class Dense:
 
     @cached_property
     def _squared_norm(self) -> float:
-        rows = [to_numpy(self.space.xp.vecdot(block, block)) for _, block in self.panels()]
-        # n - 1 additions and a rounded square in each row; NumPy adds the rows in pairs; fsum is exact
-        return math.fsum(float(np.sum(row)) for row in rows) * (1 + (self.shape[1] + 64) * 2.0**-53)
+        return self._summed_squares(None, None)
+
+    def _summed_squares(self, rows: Array, columns: Array) -> float:
+        sums = []
+        for place, block in self.panels():
+            of_rows = self.space.xp.vecdot(block if columns is None else block * columns, block)
+            sums.append(float(np.sum(to_numpy(of_rows if rows is None else of_rows * rows[place]))))
+        # n - 1 additions, a square and two weights in each row; NumPy adds the rows in pairs; fsum is exact
+        return math.fsum(sums) * (1 + (self.shape[1] + 64) * 2.0**-53)
 
     def _panels(self, dtype: Any) -> Iterator[tuple[slice, Array]]:
         """Give the entries in this type. float32 takes off the offset in two parts, together twice its own bits."""

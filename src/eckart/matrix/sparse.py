@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ from eckart.errors import UsageError
 from eckart.matrix._contract import kinds, nonfinite
 
 __all__ = ["Sparse"]
+
+BLOCK_ENTRIES = 2**18  # squared at a time, so that no second array as long as the matrix's is made
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +54,19 @@ class Sparse:
     def largest(self) -> float:
         return float(np.max(np.abs(self.rows.data), initial=0.0))
 
-    def squared_norm(self) -> float:
-        rounding = 1 + 2.0**-44  # NumPy sums in pairs: 16 + log2(nnz) roundings of 2**-53 and one of the square
-        return float(np.sum(np.square(self.rows.data, dtype=np.float64))) * rounding
+    def squared_norm(self, rows: Array = None, columns: Array = None) -> float:
+        matrix, sums = self.rows, []
+        for start in range(0, self.stored, BLOCK_ENTRIES):
+            block = slice(start, start + BLOCK_ENTRIES)
+            squares = np.square(matrix.data[block], dtype=np.float64)
+            if columns is not None:
+                squares *= columns[matrix.indices[block]]
+            if rows is not None:
+                places = np.arange(start, start + len(squares))
+                squares *= rows[np.searchsorted(matrix.indptr, places, side="right") - 1]
+            sums.append(float(np.sum(squares)))
+        rounding = 1 + 2.0**-44  # NumPy sums in pairs: 16 + log2(nnz) roundings of 2**-53, and three of each term
+        return math.fsum(sums) * rounding
 
     def scaled(self, exponent: int) -> Sparse:
         rows = self.rows.copy()
