@@ -20,7 +20,8 @@ INTRODUCTION = """\
 measures a case again. Ratios are medians of rounds in which Eckart and its peers took turns in one process, with the
 quartiles over the rounds in brackets; a ratio above one is in Eckart's favour. An error is the larger of
 ‖A v - s u‖ and ‖Aᵀ u - s v‖ over all triplets, divided by s_1, computed in float64 outside the timing. Each solver
-runs at the loosest setting of a fixed grid that reaches the target. Rows marked *stale* were measured with older code.
+runs at the loosest setting of a fixed grid that reaches the target; rounds = 0 stands for the one run of that search,
+of a solver that does not contend. Rows marked *stale* were measured with older code.
 """
 
 
@@ -155,6 +156,8 @@ def _text(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1000 or abs(value) >= 1e6 else f"{value:.0f}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} = {_text(item)}" for name, item in value.items()) or "defaults"
     if isinstance(value, list):
         return " x ".join(map(_text, value))
     return str(value).replace("|", r"\|").replace("\n", " ")
