@@ -1,5 +1,6 @@
 # make demo     compress a real language model, end to end: installs what that needs, fetches the model, prints one table
 # make test     every check and test; installs all extras. PYTEST_ARGS="-k svd" is handed to pytest
+# make bench    time Eckart beside its peers, and write docs/benchmarks.md; skips what is measured. CASE=name, REDO=name
 # make check    formatting, lint, types and import contracts: seconds
 # make clean    remove what the targets above wrote, except .venv and the downloads
 #
@@ -7,7 +8,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check clean assets
+.PHONY: help demo test bench check clean assets
 
 empty :=
 space := $(empty) $(empty)
@@ -20,16 +21,21 @@ export ECKART_CACHE ?= $(CURDIR)/.cache
 
 PY := .venv/bin/python
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
-INPUTS := pyproject.toml constraints.txt CMakeLists.txt src/eckart/_kernels/kernels.c
+INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/eckart/_kernels/*.c)
 
 help:
-	@sed -n 's/^# \{0,1\}//;1,7p' Makefile
+	@sed -n 's/^# \{0,1\}//;1,8p' Makefile
 
 demo: .venv/stamp-demo assets
 	@HF_HUB_OFFLINE=1 $(PY) demo/demo.py
 
 test: .venv/stamp-test check assets
 	@HF_HUB_OFFLINE=1 $(ONE_THREAD) $(PY) -m pytest -n 2 $(PYTEST_ARGS)
+
+BENCH_ASSETS := ml-100k wordnet-base dict-gcide dict-foldoc anarchism
+bench: .venv/stamp-bench
+	@$(PY) assets/fetch.py $(BENCH_ASSETS) --into "$$ECKART_CACHE"
+	@$(PY) -m benchmarks.run $(CASE) $(if $(REDO),--redo $(REDO))
 
 check: .venv/stamp-test
 	@$(PY) -m ruff format --check . || { echo 'to repair: .venv/bin/ruff format .'; exit 1; }
@@ -44,7 +50,7 @@ assets: .venv/stamp-venv
 
 clean:
 	rm -rf build dist demo-out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	find assets demo src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find assets benchmarks demo src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Two stamps, since the demo needs far less than the tests; all of it serves the demo as well.
 .venv/stamp-demo: $(INPUTS) | .venv/stamp-venv
@@ -54,6 +60,12 @@ clean:
 .venv/stamp-test: $(INPUTS) | .venv/stamp-venv
 	$(call install,.[all$(comma)dev])
 	@touch .venv/stamp-demo $@
+
+# PRIMME is compiled where it is installed; where that fails, the page says that it was not there.
+.venv/stamp-bench: .venv/stamp-test
+	@$(PY) -m pip install --quiet primme >/dev/null 2>&1 \
+	  || echo 'PRIMME cannot be built and stays out of the comparison: it needs a BLAS and LAPACK (libopenblas-dev)'
+	@touch $@
 
 # .venv/installing holds the process id of a running installation. Where it stays behind, the installation was cut short,
 # and pip would take half-written packages for whole ones; the environment is then made again. A package is whole when
