@@ -6,7 +6,7 @@ import math
 import numbers
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from eckart import _algorithms as algorithms
-from eckart._arrays import Array, Space, own, space_of, to_numpy
+from eckart._arrays import Array, Space, inside, own, space_of, stay, to_numpy
 from eckart._files import write_whole
 from eckart.errors import InputError, RankError, UsageError
 
@@ -26,6 +26,7 @@ __all__ = [
     "certificate",
     "checked_fraction",
     "checked_rank",
+    "each_array",
     "is_real",
     "is_whole",
 ]
@@ -96,6 +97,8 @@ class SVD:
         """
         if (k is None) == (error is None):
             raise UsageError("truncate takes k or error, one of them", fix="pass k=, or error=")
+        if (export := space_of(self.s).export) is not stay:
+            return each_array(each_array(self, inside).truncate(k, error=error), export)
         held = int(self.s.shape[-1])
         if error is not None:
             k = self._rank_within(checked_fraction(error))
@@ -119,8 +122,8 @@ class SVD:
     def reconstruct(self) -> Array:
         """Return U diag(s) Vt, (m, n), in the type of the factors."""
         space, k = space_of(self.s), int(self.s.shape[-1])
-        U, s, Vt = (space.single(x) for x in (self.U[..., :, :k], self.s, self.Vt[..., :k, :]))
-        return space.leave((U * s[..., None, :]) @ Vt)
+        U, s, Vt = (space.single(inside(x)) for x in (self.U[..., :, :k], self.s, self.Vt[..., :k, :]))
+        return space.export(space.leave((U * s[..., None, :]) @ Vt))
 
     def save(self, path: str | Path) -> None:
         """Write everything to a .npz file, whole or not at all. OutputError: it cannot be written."""
@@ -161,6 +164,11 @@ class SVD:
                 fix="pass a larger error, or compute more singular values: svd(A, error=...)",
             )
         return k
+
+
+def each_array(svd: SVD, change: Callable[[Array], Array]) -> SVD:
+    """Return an SVD with its arrays changed, into those of another framework."""
+    return replace(svd, **{name: change(getattr(svd, name)) for name in ARRAYS})
 
 
 def _read(file: Any) -> SVD:

@@ -11,8 +11,18 @@ from typing import Any
 import numpy as np
 
 from eckart import _algorithms as algorithms
-from eckart._arrays import Array, space_of
-from eckart._decomposed import ARRAYS, BOUNDS, SVD, certificate, checked_fraction, checked_rank, is_real, is_whole
+from eckart._arrays import Array, inside, space_of
+from eckart._decomposed import (
+    ARRAYS,
+    BOUNDS,
+    SVD,
+    certificate,
+    checked_fraction,
+    checked_rank,
+    each_array,
+    is_real,
+    is_whole,
+)
 from eckart._progress import progress_shown
 from eckart.errors import UsageError
 from eckart.matrix import as_matrices
@@ -59,7 +69,8 @@ def svd(
         found = [algorithms.find(work, goal) for work in works]
         rank = max(one.rank for one in found)
         solutions = [algorithms.finish(work, one, rank, goal) for work, one in zip(works, found, strict=True)]
-    return _single(solutions[0]) if outer is None else _stacked(outer, solutions)
+    result = _single(solutions[0]) if outer is None else _stacked(outer, solutions)
+    return each_array(result, matrices[0].space.export)
 
 
 def svd_full(A: Any) -> SVD:
@@ -70,13 +81,11 @@ def svd_full(A: Any) -> SVD:
     >>> svd_full([[3.0], [4.0]]).U.shape
     (2, 2)
     """
-    thin = svd(A)
-    concat = space_of(thin.s).xp.concat
-    return replace(
-        thin,
-        U=concat([thin.U, _complement(thin.U)], axis=-1),
-        Vt=concat([thin.Vt, _complement(thin.Vt.mT).mT], axis=-2),
-    )
+    found = svd(A)
+    space, thin = space_of(found.s), each_array(found, inside)
+    U = space.xp.concat([thin.U, _complement(thin.U)], axis=-1)
+    Vt = space.xp.concat([thin.Vt, _complement(thin.Vt.mT).mT], axis=-2)
+    return replace(found, U=space.export(U), Vt=space.export(Vt))
 
 
 def _complement(U: Array) -> Array:
@@ -99,7 +108,7 @@ def _vectors(start: Any, outer: Any, shape: tuple[int, int]) -> tuple[Array, Arr
             fix="pass the SVD of a matrix of the same two dimensions",
         )
     q = start.s.shape[-1]
-    return start.U[:, :q], start.Vt[:q, :].T
+    return inside(start.U)[:, :q], inside(start.Vt)[:q, :].T
 
 
 def _single(solution: algorithms.Solution) -> SVD:

@@ -5,9 +5,12 @@ To add a kind: a file here with a class that has the attributes of Operand, and 
 
 from __future__ import annotations
 
+from eckart._arrays import frameworks
 from eckart.errors import UsageError
-from eckart.matrix import dense
-from eckart.matrix import sparse as _sparse  # noqa: F401  claims its names
+from eckart.matrix import dense, torch_tensors
+from eckart.matrix import jax_sparse as _jax_sparse  # noqa: F401  this and the next two claim their names
+from eckart.matrix import sparse as _sparse  # noqa: F401
+from eckart.matrix import tensorflow_sparse as _tensorflow_sparse  # noqa: F401
 from eckart.matrix._contract import Matrix, Operand, kinds
 from eckart.matrix.callables import products
 from eckart.matrix.wrappers import Counted, centred, transposed, weighted
@@ -39,7 +42,7 @@ def as_matrix(x: object) -> Operand:
 
 def as_matrices(x: object) -> tuple[tuple[int, ...] | None, list[Operand]]:
     """Return the leading dimensions of a stack (..., m, n), None for one matrix, and the matrices in order."""
-    if kinds.find(x) is dense.dense:
+    if frameworks.find(x) is not None and not torch_tensors.is_sparse(x):
         outer, matrices = dense.stack(x)
         return outer, [*matrices]
     return None, [as_matrix(x)]
