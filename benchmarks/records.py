@@ -52,7 +52,7 @@ def key(case: str, cell: str, settings: Mapping[str, Any], threads: int) -> str:
 
 def append(path: Path, record: Record) -> None:
     """Add one line, whole or not at all: a single write, taken back where the disk took only a part of it."""
-    text = json.dumps(asdict(record), sort_keys=True, allow_nan=False, ensure_ascii=False)
+    text = json.dumps(asdict(record), allow_nan=False, ensure_ascii=False)
     line = (text + "\n").encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)

