@@ -178,7 +178,7 @@ def test_an_array_on_the_cpu_is_not_copied(kind):
 @pytest.mark.parametrize("index", [torch.int32, torch.int64])
 def test_a_sparse_tensor_lends_its_arrays(layout, index, monkeypatch):
     lent = []
-    monkeypatch.setattr(_borrowed, "sparse", lambda matrix: lent.append(matrix) or sparse.sparse(matrix))
+    monkeypatch.setattr(_borrowed, "sparse", lambda matrix, space: lent.append(matrix) or sparse.sparse(matrix, space))
     x = getattr(torch.tensor(example((7, 4))), f"to_sparse_{layout}")()
     arrays = [x.values()]
     if layout == "csr":

@@ -1,7 +1,7 @@
 """Loops in plain C, called through ctypes without holding the GIL; NumPy gives the same results where none is built.
 
-Adding one (the products with compressed sparse rows come next): a function in kernels.c, its prototype in `_bind`, the
-NumPy version beside its caller, and a new ABI number in both files.
+Adding one: a function in kernels.c, its prototype in `_bind`, the NumPy version beside its caller, and a new ABI number
+in both files. `csr` has the products of sparse matrices.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 __all__ = ["first_nonfinite", "loaded", "where"]
 
-ABI = 2  # kernels.c says the same; a library left from another version must not be called
+ABI = 3  # kernels.c says the same; a library left from another version must not be called
 BLOCK = 1 << 16  # values copied at a time where the memory is not one aligned, contiguous run: at most 512 KiB
 
 # dtype name -> (function, exponent bits: all ones in an infinity or a NaN)

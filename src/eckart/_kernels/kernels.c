@@ -1,5 +1,6 @@
 /* Loops that NumPy cannot leave early or would need copies for. Plain C, no Python.h: Python calls them through ctypes,
-   which releases the GIL. Raise ABI here and in __init__.py whenever a function is added or a signature changes. */
+   which releases the GIL. Raise ABI here and in __init__.py whenever a function is added or a signature changes,
+   also one of csr.c. */
 #include <stdint.h>
 
 #if defined(_WIN32)
@@ -8,7 +9,7 @@
 #define EXPORT __attribute__((visibility("default")))
 #endif
 
-enum { ABI = 2, BLOCK = 4096 }; /* BLOCK values are looked at together, without a branch, so that the loop vectorises */
+enum { ABI = 3, BLOCK = 4096 }; /* BLOCK values are looked at together, without a branch, so that the loop vectorises */
 
 EXPORT int32_t eckart_abi(void) { return ABI; }
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import cast
-
 from eckart._arrays import Array, Space
 from eckart.errors import UsageError
 from eckart.matrix._contract import Operand
-from eckart.matrix.sparse import Sparse, sparse
-from eckart.matrix.wrappers import Transposed
+from eckart.matrix.sparse import sparse
 
 __all__ = ["borrowed"]
 
@@ -32,10 +28,4 @@ def borrowed(form: str, values: Array, places: tuple[Array, Array], shape: tuple
             matrix.check_format(full_check=True)
     except ValueError as error:
         raise UsageError("a sparse array has places outside its shape", why=str(error), fix="make it anew") from error
-    return _in_space(sparse(matrix), space)
-
-
-def _in_space(A: Operand, space: Space) -> Operand:
-    if isinstance(A, Transposed):  # compressed columns
-        return Transposed(_in_space(A.base, space))
-    return replace(cast(Sparse, A), space=space)
+    return sparse(matrix, space)
