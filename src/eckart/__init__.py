@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from eckart._compress import compress as compress
     from eckart._compress import plan as plan
     from eckart._decomposed import SVD as SVD
+    from eckart._rank import Rank as Rank
+    from eckart._rank import choose_rank as choose_rank
     from eckart._svd import svd as svd
     from eckart._svd import svd_full as svd_full
     from eckart.errors import EckartError as EckartError
@@ -29,8 +31,10 @@ HOME = {
     "Matrix": "eckart.matrix",
     "Measurement": "eckart.models",
     "Plan": "eckart._compress",
+    "Rank": "eckart._rank",
     "SVD": "eckart._decomposed",
     "as_matrix": "eckart.matrix",
+    "choose_rank": "eckart._rank",
     "compress": "eckart._compress",
     "measure": "eckart.models",
     "open_model": "eckart.models",
