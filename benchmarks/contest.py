@@ -129,13 +129,13 @@ class Search:
     def _loosest(self, solver: Solver, target: float, patience_s: float) -> Entry:
         """Return the quickest of the ladders' loosest settings that reach the target, or else the nearest to it.
 
-        A ladder ends where a setting missed in more than the best peer's patience_s: what follows takes longer still.
+        A ladder ends where a setting missed in CONTENDS times the best peer's patience_s: what follows takes longer.
         """
         tried = []
         for ladder in solver.ladders(self.k, target):
             for setting in ladder:
                 tried.append(entry := self._try(solver, setting, target=target))
-                if not entry.why or entry.seconds > patience_s:
+                if not entry.why or entry.seconds > CONTENDS * patience_s:
                     break
         reached = [entry for entry in tried if not entry.why]
         return min(reached, key=lambda e: e.seconds) if reached else min(tried, key=lambda e: e.error)

@@ -5,7 +5,7 @@ A ladder is a list of settings in which each costs at least as much as the one b
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Solver:
-    """A way to the k largest singular triplets. ladders(k, target): the settings to search; needs: its package."""
+    """A way to the k largest singular triplets. ladders(k, target): the settings to search; needs: its distribution."""
 
     name: str
     run: Callable[[Any, int, Mapping[str, Any]], Factors]
@@ -32,7 +32,7 @@ class Solver:
 
     @property
     def installed(self) -> bool:
-        return importlib.util.find_spec(self.needs) is not None
+        return any(importlib.metadata.distributions(name=self.needs))
 
 
 def _eckart(A: Any, k: int, setting: Mapping[str, Any]) -> Factors:
