@@ -15,9 +15,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE_PACKAGES = sysconfig.get_path("purelib")
-REPORT = (
-    "import eckart._kernels as k, numpy as n; print(k.__file__, k.loaded(), k.first_nonfinite(n.array([1, n.inf])))"
-)
+REPORT = """
+import eckart._kernels as k, eckart.matrix as m, numpy as n, scipy.sparse as s
+product = m.as_matrix(s.csr_array([[0, 2.0]])).matmat(n.ones((2, 16)))
+print(k.__file__, k.loaded(), k.first_nonfinite(n.array([1, n.inf])), int(product.sum()))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +90,7 @@ def test_native_wheel_holds_the_library_and_serves_every_python_3(native_wheel: 
     assert {"eckart/_kernels/eckart_kernels.so", "eckart/py.typed", "eckart/_kernels/__init__.py"} <= members(
         native_wheel
     )
-    assert report_of(native_wheel, tmp_path) == ["native", "1"]
+    assert report_of(native_wheel, tmp_path) == ["native", "1", "32"]
 
 
 def test_without_a_compiler_the_wheel_builds_and_numpy_does_the_work(
@@ -97,7 +99,7 @@ def test_without_a_compiler_the_wheel_builds_and_numpy_does_the_work(
     names = members(wheel_without_compiler)
     assert "eckart/py.typed" in names
     assert not any(name.endswith((".so", ".dylib", ".dll")) for name in names)
-    assert report_of(wheel_without_compiler, tmp_path) == ["fallback", "1"]
+    assert report_of(wheel_without_compiler, tmp_path) == ["fallback", "1", "32"]
 
 
 @pytest.mark.parametrize("kind", ["native_wheel", "wheel_without_compiler"])
@@ -106,7 +108,7 @@ def test_wheel_holds_every_python_and_data_file_and_no_c(
 ) -> None:
     names = members(request.getfixturevalue(kind))
     expected = {str(p.relative_to(sources / "src")) for p in (sources / "src").rglob("*") if p.is_file()}
-    assert expected - names == {"eckart/_kernels/kernels.c"}
+    assert expected - names == {"eckart/_kernels/kernels.c", "eckart/_kernels/csr.c"}
     licence = next(name for name in names if name.endswith("/licenses/LICENSE"))
     with zipfile.ZipFile(request.getfixturevalue(kind)) as archive:
         assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
@@ -118,4 +120,5 @@ def test_sdist_can_build_the_library(sources: Path, tmp_path: Path) -> None:
     (sdist,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"src/eckart/_kernels/kernels.c", "CMakeLists.txt", "pyproject.toml", "LICENSE", "README.md"} <= names
+    c = {f"src/eckart/_kernels/{name}.c" for name in ("kernels", "csr")}
+    assert c | {"CMakeLists.txt", "pyproject.toml", "LICENSE", "README.md"} <= names

@@ -56,7 +56,7 @@ class CompressedRows:
 
     def __post_init__(self) -> None:
         count = 1
-        while 2 * count * self.shape[1] * ACCUMULATED <= self.stored and count < MOST_ACCUMULATORS:
+        while (2 * count - 1) * self.shape[1] * ACCUMULATED <= self.stored and count < MOST_ACCUMULATORS:
             count *= 2
         object.__setattr__(self, "_accumulated", self._cut(count))
 
@@ -85,18 +85,24 @@ class CompressedRows:
         Y = self._block(Y, rows=self.shape[0])
         if (scatter := self._kernel("scatter", Y.dtype)) is None:
             return np.ascontiguousarray(self.scipy().T @ Y)
-        workers = self._workers(Y)
         Z = _empty((self.shape[1], Y.shape[1]), Y.dtype)
-        for columns, width in _tiles(Y):
-            first = Z if width == Z.shape[1] else _empty((len(Z), width), Z.dtype)
-            sums = [first, *(_empty(first.shape, Z.dtype) for _ in self._accumulated[1:])]
-            tile = _padded(Y[:, columns], width)
-            _each(functools.partial(_add, scatter, width, tile), [*zip(sums, self._accumulated, strict=True)], workers)
-            if len(sums) > 1:
-                _each(functools.partial(_total, sums), _even(len(Z), workers), workers)
-            if first is not Z:
-                Z[:, columns] = first[:, : columns.stop - columns.start]
+        workers = self._workers(Y)
+        # Where a second accumulator would cost more than it saves, each thread takes some of the columns.
+        across, within = (workers, 1) if len(self._accumulated) == 1 else (1, workers)
+        _each(functools.partial(self._scatter, scatter, Y, Z, within), [*_tiles(Y, across)], across)
         return Z
+
+    def _scatter(self, scatter: Kernel, Y: Array, Z: Array, workers: int, tile: tuple[slice, int]) -> None:
+        """Set the columns of a tile of Z."""
+        columns, width = tile
+        first = Z if width == Z.shape[1] else _empty((len(Z), width), Z.dtype)
+        sums = [first, *(_empty(first.shape, Z.dtype) for _ in self._accumulated[1:])]
+        add = functools.partial(_add, scatter, width, _padded(Y[:, columns], width))
+        _each(add, [*zip(sums, self._accumulated, strict=True)], workers)
+        if len(sums) > 1:
+            _each(functools.partial(_total, sums), _even(len(Z), workers), workers)
+        if first is not Z:
+            Z[:, columns] = first[:, : columns.stop - columns.start]
 
     def scipy(self) -> Any:
         """Return the same matrix as a scipy.sparse.csr_array that shares its memory."""
@@ -165,15 +171,16 @@ def threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _tiles(X: Array) -> Iterator[tuple[slice, int]]:
-    """Yield the columns of X that are multiplied together, and the width of the kernel that does it.
+def _tiles(X: Array, count: int = 1) -> Iterator[tuple[slice, int]]:
+    """Yield the columns of X that are multiplied together, in about count tiles or more, and the width that serves.
 
-    The last tile begins earlier rather than being wider than its columns, where there are columns before it; those come
-    out the same a second time.
+    The last tile begins earlier rather than being wider than its columns, where there are columns before it: those come
+    out the same twice, since no sum depends on the width.
     """
     widths, p = WIDTHS[X.dtype.name], X.shape[1]
-    for start in range(0, p, widths[-1]):
-        stop = min(start + widths[-1], p)
+    widest = next((width for width in widths if count * width >= p), widths[-1])
+    for start in range(0, p, widest):
+        stop = min(start + widest, p)
         width = next(width for width in widths if width >= stop - start)
         yield slice(max(stop - width, 0), stop), width
 
