@@ -11,8 +11,8 @@ Two readings of A serve the residuals and the probes together.
 Rounding: entries are compared in float64, and the usual bound p eps on the relative error of a sum of p products is
 allowed for (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1; eps here is twice the unit
 roundoff, which covers the terms of second order), and LAPACK's backward error, taken as n eps ‖·‖_F, in the largest
-eigenvalue. For products with A it is four times the probable size sqrt(p) eps / 2 (Higham & Mary, SIAM J. Sci. Comput.
-41(5), 2019); they are made in float32 only where what is measured is far above that.
+eigenvalue. For products with A it is the probable size sqrt(p) eps / 2 (Higham & Mary, SIAM J. Sci. Comput. 41(5),
+2019); they are made in float32 only where what is measured is far above that.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ FREE_FLOPS = 2**32  # comparing entries costs about 0.1 s here
 MOST_ENTRIES = 2**24  # of a matrix that is not in memory
 BLOCK_ENTRIES = 2**22  # of rows that are compared at once
 PROBES = 16  # columns of G
-FAILURE = 1e-10  # the probability that one bound by probes is too small
+FAILURE = 1e-8  # the probability that one bound by probes is too small
+VISIBLE = 1e-4  # of ‖A‖_F²: less, left out, could be rounding error of s in float32
 SINGLE_SHARE = 0.25  # of the tolerance, that may be rounding error of float32
 
 
@@ -105,7 +106,7 @@ def _from_products(A: Operand, U: Array, s: Array, Vt: Array, tol: float, seed: 
     EEG = AUEG[:, -PROBES:] - V @ (s[:, None] * (U.T @ EG))
 
     size = math.sqrt(total if total is not None else float(xp.sum(space.double(AVG[:, -PROBES:]) ** 2)) / LEAST)
-    rounding = 4 * math.sqrt(max(A.stored / m, A.stored / n, 1)) * eps / 2 * size  # of a product with a unit vector
+    rounding = math.sqrt(max(A.stored / m, A.stored / n, 1)) * eps / 2 * size  # of a product with a unit vector
     probe = _norm(space, EEG) + rounding * _norm(space, EG)
     spectral = math.sqrt(probe / math.sqrt(LEAST))
     frobenius = (float(xp.linalg.vector_norm(space.double(EG))) + rounding * math.sqrt(PROBES)) / math.sqrt(LEAST)
@@ -132,7 +133,7 @@ def _single_will_do(A: Operand, s: Any, total: float | None, tol: float) -> bool
         return False
     (m, n), left_out = A.shape, total - float(s @ s)
     rounding = math.sqrt(max(A.stored / m, A.stored / n)) * A.space.eps / 2 * math.sqrt(total)
-    return rounding <= SINGLE_SHARE * tol * float(s[0]) and (100 * rounding) ** 2 <= left_out
+    return rounding <= SINGLE_SHARE * tol * float(s[0]) and left_out >= VISIBLE * total
 
 
 def _norm(space: Space, X: Array) -> float:

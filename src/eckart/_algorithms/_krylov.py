@@ -106,7 +106,8 @@ def search(process: Process, task: Task) -> Factors:
         if process.full:
             lowest, stale = (excess, 0) if excess < 0.9 * lowest else (lowest, stale + 1)
         if excess <= 1 or stale == STALE:
-            grown = settled is None or float(np.max(ritz.values[:k] - settled)) > 2 * task.tol * first
+            noise = 2 * task.tol * first + ritz.floor[:k]
+            grown = settled is None or bool(np.any(ritz.values[:k] - settled > noise))
             if process.exhausted or excess > 1 or not grown:
                 return process.factors(ritz, k + SPARE)
             settled, looks = ritz.values[:k], _Looks()
