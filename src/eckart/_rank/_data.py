@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,9 +76,10 @@ def _triplets(X: Any, k: int, seed: int) -> tuple[Any, Any, Any]:
 
 
 def largest_value(X: Any, seed: int) -> float:
-    """Return ‖X‖₂ of an array or sparse matrix."""
+    """Return ‖X‖₂ of an array or sparse matrix, whose smaller side is 1 or more."""
     if isinstance(X, np.ndarray) and min(X.shape) <= WHOLE:
-        return float(np.linalg.norm(X, 2))
+        gram = X @ X.T if X.shape[0] < X.shape[1] else X.T @ X  # the largest value loses nothing by squaring
+        return math.sqrt(float(np.linalg.eigvalsh(gram)[-1]))
     return float(svd(X, 1, tol=RESIDUAL, seed=seed).s[0])
 
 

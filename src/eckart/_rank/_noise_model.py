@@ -36,7 +36,7 @@ class NoiseModel:
     @property
     def name(self) -> str:
         """Return "white", or what the noise is instead."""
-        unequal = " and ".join(axis[:-1] for axis in self.axes)
+        unequal = "- and ".join(axis[:-1] for axis in self.axes)
         parts = [*(["heavy-tailed"] if self.heavy else []), *([f"{unequal}-unequal"] if unequal else [])]
         return ", ".join(parts) or "white"
 

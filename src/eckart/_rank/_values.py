@@ -103,18 +103,19 @@ def evbmf_sigma(values: Values) -> float:
 
     beta, cut = values.beta, evbmf_threshold(values.beta) ** 2
     scaled = np.square(values.s) / values.long
-
-    def free_energy(log_variance: Any) -> Any:
-        x = scaled / np.exp(log_variance)[..., None]
-        kept = np.where(x > cut, _kept_energy(np.maximum(x, cut), beta), 0.0).sum(axis=-1)
-        return values.energy[0] / values.long * np.exp(-log_variance) + values.short * log_variance + kept
-
     low, high = _variance_bounds(values, scaled, cut)
     if low >= high:
         return math.sqrt(high)
-    corners = scaled[(scaled > low * cut) & (scaled < high * cut)] / cut
+    able = scaled[scaled > low * cut]
+
+    def free_energy(log_variance: Any) -> Any:
+        x = able / np.exp(log_variance)[:, None]
+        kept = np.where(x > cut, _kept_energy(np.maximum(x, cut), beta), 0.0).sum(axis=1)
+        return values.energy[0] / values.long * np.exp(-log_variance) + values.short * log_variance + kept
+
+    corners = able[able < high * cut] / cut
     grid = np.unique(np.log(np.concatenate([np.geomspace(low, high, GRID), corners])))
-    best = int(np.argmin([free_energy(point[None])[0] for point in grid]))
+    best = int(np.argmin(free_energy(grid)))
     if best == 0 and not values.complete and len(values.s) <= largest_rank(values.shape):
         raise MoreValuesNeeded
     around = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
