@@ -23,6 +23,7 @@ from eckart._decomposed import (
     is_real,
     is_whole,
 )
+from eckart._gradients import Call, opaque, route
 from eckart._progress import progress_shown
 from eckart.errors import UsageError
 from eckart.matrix import as_matrices
@@ -30,6 +31,7 @@ from eckart.matrix import as_matrices
 __all__ = ["svd", "svd_full"]
 
 
+@opaque
 def svd(
     A: Any,
     k: int | None = None,
@@ -52,6 +54,8 @@ def svd(
     progress: called with (stage, done, total) as work proceeds; True shows a bar on standard error.
     Arrays of the result have the type, device and float width of A (integers: float64); half floats are computed in
     float32 and rounded at the end. The same A and seed give the same bits on one machine.
+    Gradients reach A in torch, JAX (grad, jit, vmap; pass k) and TensorFlow (also in tf.function): first derivatives in
+    reverse mode; where they exist, and what happens where not, is said by eckart._gradients.Differentiable.
     RankError: a k that A cannot have. UsageError: another wrong argument. NumericalError: NaN or infinity in A, values
     outside the range of the type, no convergence.
 
@@ -59,6 +63,26 @@ def svd(
     [4.0, 3.0]
     """
     _require_options(k, tol, error, center, method, seed)
+
+    def run(A: Any) -> SVD:
+        return _found(A, k, tol, error, center, method, seed, start, progress)
+
+    differentiated = route(A)
+    return differentiated(A, Call(run, k, error, center)) if differentiated else run(A)
+
+
+def _found(
+    A: Any,
+    k: int | None,
+    tol: float | None,
+    error: float | None,
+    center: bool,
+    method: str,
+    seed: int,
+    start: SVD | None,
+    progress: Callable[[str, int, int], None] | bool | None,
+) -> SVD:
+    """Return what svd returns, without gradients."""
     outer, matrices = as_matrices(A)
     if k is not None:
         m, n = matrices[0].shape
@@ -73,6 +97,7 @@ def svd(
     return each_array(result, matrices[0].space.export)
 
 
+@opaque
 def svd_full(A: Any) -> SVD:
     """Return the full SVD: as svd(A), with U and Vt completed to square orthogonal matrices, (m, m) and (n, n).
 
