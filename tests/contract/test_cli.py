@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from eckart.cli import app
 
-VERBS = ("compress", "plan", "compare", "report", "inspect", "doctor")
+VERBS = ("compress", "plan", "compare", "report", "inspect", "rank", "doctor")
 HEAVY = ("torch", "scipy", "transformers", "sklearn", "tensorflow", "jax", "pandas", "eckart.models._huggingface")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal, Optional
 
@@ -223,6 +224,30 @@ def inspect(
             print_json(found.to_json())
         else:
             inspection_shown(found, sort=sort, limit=limit)
+
+
+@app.command(epilog="Example: eckart rank data.npy")
+def rank(
+    matrix: Annotated[
+        Path, typer.Argument(help=".npy, sparse .npz, or an SVD that eckart saved (.npz).", show_default=False)
+    ],
+    rule: Annotated[str, typer.Option(help="auto, evbmf, gavish-donoho, whitened, parallel, or energy.")] = "auto",
+    energy: Annotated[Optional[float], typer.Option(help="Part of the squared norm to keep, 0 to 1.")] = None,  # noqa: UP045
+    noise: Annotated[Optional[float], typer.Option(help="Standard deviation of white noise, if known.")] = None,  # noqa: UP045
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Say how many components of a matrix stand out of its noise, and why."""
+    import eckart
+    from eckart.cli._matrix import read_matrix
+
+    with running(as_json=json):
+        found = eckart.choose_rank(read_matrix(matrix), rule=rule, energy=energy, noise=noise, seed=seed)
+        if json:
+            print_json(found.as_dict())
+        else:
+            print(found)
+            print(found.reason, file=sys.stderr)
 
 
 @app.command(epilog="Example: eckart doctor --rate")
