@@ -18,6 +18,8 @@ from benchmarks.timing import Errors, Timed, claim_ratio, take_turns, timed
 __all__ = ["Bars", "contest"]
 
 CONTENDS = 1.5  # a peer slower than this multiple of the best one, in the one run of the search, is not run again
+GIVE_UP = 3.0
+FALLS = 0.9  # an error that is more than this part of the one before has reached its floor, which rounding sets
 SHORT_S = 1.0  # what takes less is run three times in the search, and the shortest time counts
 DEFAULTS = "randomized_svd's defaults"
 
@@ -92,15 +94,21 @@ class Search:
     def entries(
         self, solvers: Sequence[Solver], peers: Sequence[Solver], targets: Sequence[float], bars: Bars
     ) -> list[Entry]:
-        """Return an entry for each solver and target, and one for randomized_svd's defaults if a bar asks for them."""
-        found = []
+        """Return an entry for each solver and target, and one for randomized_svd's defaults if a bar asks for them.
+
+        targets: the largest first. A ladder is walked while a missing run takes less than CONTENDS times the time of
+        the best peer, or, before a peer has reached this target, GIVE_UP times that for the target before.
+        """
+        found, patience_s = [], math.inf
         for target in targets:
             best_s = math.inf
             for solver in solvers:
-                entry = self._loosest(solver, target, best_s)
+                entry = self._loosest(solver, target, min(patience_s, CONTENDS * best_s))
                 found.append(entry)
                 if solver in peers and not entry.why:
                     best_s = min(best_s, entry.seconds)
+            if best_s < math.inf:
+                patience_s = GIVE_UP * best_s
         if bars.default_time is not None:
             found.append(self._try(SKLEARN, {}, DEFAULTS))
         return [self._leading(entry) for entry in found]
@@ -129,14 +137,17 @@ class Search:
     def _loosest(self, solver: Solver, target: float, patience_s: float) -> Entry:
         """Return the quickest of the ladders' loosest settings that reach the target, or else the nearest to it.
 
-        A ladder ends where a setting missed in CONTENDS times the best peer's patience_s: what follows takes longer.
+        A ladder ends where a setting missed in more than patience_s, since what follows takes longer, and where the
+        error is no longer smaller than at the setting before.
         """
         tried = []
         for ladder in solver.ladders(self.k, target):
+            last = math.inf
             for setting in ladder:
                 tried.append(entry := self._try(solver, setting, target=target))
-                if not entry.why or entry.seconds > CONTENDS * patience_s:
+                if not entry.why or entry.seconds > patience_s or entry.error > FALLS * last:
                     break
+                last = entry.error
         reached = [entry for entry in tried if not entry.why]
         return min(reached, key=lambda e: e.seconds) if reached else min(tried, key=lambda e: e.error)
 
