@@ -1,6 +1,7 @@
 # make demo     compress a real language model, end to end: installs what that needs, fetches the model, prints one table
 # make test     every check and test; installs all extras. PYTEST_ARGS="-k svd" is handed to pytest
 # make bench    time Eckart beside its peers, and write docs/benchmarks.md; skips what is measured. CASE=name, REDO=name
+# make docs     write the choice table into docs/svd.md
 # make check    formatting, lint, types and import contracts: seconds
 # make clean    remove what the targets above wrote, except .venv and the downloads
 #
@@ -8,7 +9,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test bench check clean assets
+.PHONY: help demo test bench docs check clean assets
 
 empty :=
 space := $(empty) $(empty)
@@ -24,7 +25,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/eckart/_kernels/*.c)
 
 help:
-	@sed -n 's/^# \{0,1\}//;1,8p' Makefile
+	@sed -n 's/^# \{0,1\}//;1,9p' Makefile
 
 demo: .venv/stamp-demo assets
 	@HF_HUB_OFFLINE=1 $(PY) demo/demo.py
@@ -36,6 +37,9 @@ BENCH_ASSETS := ml-100k wordnet-base dict-gcide dict-foldoc anarchism
 bench: .venv/stamp-bench
 	@$(PY) assets/fetch.py $(BENCH_ASSETS) --into "$$ECKART_CACHE" || echo 'cells that need what is missing will fail' >&2
 	@$(PY) -m benchmarks.run $(CASE) $(if $(REDO),--redo $(REDO))
+
+docs: .venv/stamp-test
+	@$(PY) docs/choice_table.py
 
 check: .venv/stamp-test
 	@$(PY) -m ruff format --check . || { echo 'to repair: .venv/bin/ruff format .'; exit 1; }
