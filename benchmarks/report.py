@@ -21,7 +21,8 @@ measures a case again. Ratios are medians of rounds in which Eckart and its peer
 quartiles over the rounds in brackets; a ratio above one is in Eckart's favour. An error is the larger of
 ‖A v - s u‖ and ‖Aᵀ u - s v‖ over all triplets, divided by s_1, computed in float64 outside the timing. Each solver
 runs at the loosest setting of a fixed grid that reaches the target; rounds = 0 stands for the one run of that search,
-of a solver that does not contend. Rows marked *stale* were measured with older code.
+of a solver that does not contend. PRIMME has no wheels: it takes part where it could be compiled and linked with a BLAS
+and a LAPACK of the system, and rows without it say so. Rows marked *stale* were measured with older code.
 """
 
 
