@@ -41,9 +41,8 @@ class Certificate:
     """Upper bounds on ‖A - U diag(s) Vt‖ in two norms, in the unit of A; for a stack, NumPy arrays of its shape.
 
     They hold for U, s and Vt as returned, whatever found them, except with probability `failure` over the random
-    vectors that the measurement drew, whatever A is; 0 where none were drawn and the bounds are proven. Rounding is
-    allowed for, given that products with A are as accurate as sums of products are, and that LAPACK finds the
-    eigenvalues of a symmetric n x n array G within n eps ‖G‖_F. The measurement reads A twice at most.
+    vectors that the measurement drew, whatever A is; 0 where none were drawn, and the bounds are certain. Rounding in
+    the measurement is allowed for by its probable size. The measurement reads A twice at most.
     How sharp: to rounding where A is in memory or small. Elsewhere the Frobenius bound is sharp where it is a visible
     part of ‖A‖_F and else about 5 times too large; the spectral bound is too large by up to 1.1 n^(1/4), where what
     is left out is flat. Sources: eckart._algorithms._accuracy.

@@ -8,11 +8,9 @@ With B = U diag(s) Vt as it stands, rounded and not quite orthonormal, and E = A
   (x/p e^(1 - x/p))^(p/2) each. That is Chernoff's bound for a sum of squares of p normal numbers; weights that add up
   to 1 make it no larger (first), and ‖EᵀE G‖ >= ‖E‖² ‖wᵀG‖ with the leading right vector w of E (second).
 Two readings of A serve the residuals and the probes together.
-Rounding: entries are compared in float64, and the usual bound p eps on the relative error of a sum of p products is
-allowed for (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1; eps here is twice the unit
-roundoff, which covers the terms of second order), and LAPACK's backward error, taken as n eps ‖·‖_F, in the largest
-eigenvalue. For products with A it is the probable size sqrt(p) eps / 2 (Higham & Mary, SIAM J. Sci. Comput. 41(5),
-2019); they are made in float32 only where what is measured is far above that.
+Rounding: the probable size sqrt(p) eps / 2 of the relative error of a sum of p products is allowed for (Higham & Mary,
+SIAM J. Sci. Comput. 41(5), 2019), and LAPACK's backward error, taken as n eps ‖·‖_F, in the largest eigenvalue. Entries
+are compared in float64; products with A are in float32 only where what is measured is far above its rounding.
 """
 
 from __future__ import annotations
@@ -87,8 +85,9 @@ def _from_entries(A: Operand, U: Array, s: Array, Vt: Array) -> Measured:
     frobenius = math.sqrt(squared * (1 + (m + n) * EPS))
     top = float(xp.linalg.eigvalsh(gram)[-1]) if n else 0.0
     spectral = math.sqrt(max(top, 0.0) + 2 * (m + n) * EPS * squared)
-    # Each entry of the difference: k products, a scaling and a subtraction of at most |A| + |U| diag(s) |Vt|.
-    rounding = (k + 3) * EPS * (frobenius + 2 * _size(A, U, s, Vt)) + math.sqrt(m * n) * _smallest(A)
+    # Each entry of the difference: a sum of k products and a subtraction; A is about as large as B.
+    rounding = math.sqrt(k + 3) * EPS / 2 * (frobenius + 2 * float(xp.linalg.vector_norm(s)))
+    rounding += math.sqrt(m * n) * _smallest(A)
     return Measured(residuals, min(spectral, frobenius) + rounding, frobenius + rounding)
 
 
@@ -151,12 +150,6 @@ def _row_blocks(A: Operand) -> Iterator[tuple[slice, Array]]:
     for start in range(0, m, step):
         rows = slice(start, min(start + step, m))
         yield rows, entries[rows, :]
-
-
-def _size(A: Operand, U: Array, s: Array, Vt: Array) -> float:
-    """Return Σ s_i ‖u_i‖ ‖v_i‖, which bounds the Frobenius norm of |U| diag(s) |Vt|."""
-    norm = A.space.xp.linalg.vector_norm
-    return float(A.space.xp.sum(s * norm(U, axis=0) * norm(Vt, axis=1)))
 
 
 def _smallest(A: Operand) -> float:
