@@ -26,9 +26,7 @@ LINE = 64  # bytes of a cache line
 WIDTHS = {"float32": (8, 16, 32, 48, 64), "float64": (8, 16, 24, 32)}  # csr.c has the same
 SMALL = 1 << 20  # multiplications of a product that takes one thread no longer than handing it to several: about 0.2 ms
 CUTS = 4  # pieces of a product for each thread, so that a thread that is held up keeps the others waiting less
-ACCUMULATED = (
-    64  # entries for each row of an accumulator of Aᵀ Y; clearing and adding up that row costs about 3 entries
-)
+ACCUMULATED = 64  # entries for each row of a further accumulator of Aᵀ Y; clearing and adding the row costs about 10
 MOST_ACCUMULATORS = 16
 
 _SHORT = {"float32": "f32", "float64": "f64", "int32": "i32", "int64": "i64"}
@@ -116,8 +114,8 @@ class CompressedRows:
             raise ValueError(
                 f"the product of a {self.shape[0]} x {self.shape[1]} matrix takes {rows} rows, not {X.shape}"
             )
-        wide = X.dtype == np.float64 or X.dtype.kind in "iub" or self.values.dtype == np.float64
-        return X.astype(np.float64 if wide else np.float32, copy=False)
+        single = np.result_type(X.dtype, self.values.dtype) == np.float32
+        return X.astype(np.float32 if single else np.float64, copy=False)
 
     def _kernel(self, name: Literal["gather", "scatter"], dtype: Any) -> Kernel | None:
         """Return a product of csr.c with this matrix, None where SciPy does the work."""
