@@ -26,6 +26,13 @@ def test_a_numpy_svd_loads_nothing_else():
     assert loaded("import numpy, eckart; eckart.svd(numpy.eye(3), center=True); eckart.svd_full([[1.0]])") == "[]"
 
 
+def test_an_svd_loads_no_other_framework_than_that_of_its_matrix():
+    assert (
+        loaded("import torch, eckart; eckart.svd(torch.eye(3, requires_grad=True)).s.sum().backward()") == "['torch']"
+    )
+    assert loaded("import jax.numpy, eckart; eckart.svd(jax.numpy.eye(3))") == "['jax']"
+
+
 def test_the_check_itself_can_fail():
     assert loaded("import scipy") == "['scipy']"
 

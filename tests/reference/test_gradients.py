@@ -353,3 +353,14 @@ def test_second_derivatives_are_refused():
     (first,) = torch.autograd.grad(svd(x).s.sum(), x, create_graph=True)
     with pytest.raises(UsageError, match="first derivatives only"):
         (first.sum() + x.sum()).backward()
+    y = tf.constant(matrix((4, 3)))
+    with tf.GradientTape() as outer:
+        outer.watch(y)
+        with tf.GradientTape() as inner:
+            inner.watch(y)
+            loss = tf.reduce_sum(svd(y).s ** 3)
+        second = inner.gradient(loss, y)
+    with pytest.raises(UsageError, match="first derivatives only"):
+        outer.gradient(second, y)
+    with pytest.raises(ValueError, match="JVP"):
+        jax.hessian(lambda z: (svd(z).s ** 3).sum())(jnp.asarray(matrix((4, 3))))

@@ -97,14 +97,24 @@ def _in_graph(x: Any, call: Call) -> SVD:
 
 
 def _pulled(rule: Callable[..., Any], call: Call, x: Any, *tensors: Any) -> Any:
-    """Return the gradient with respect to x by one of the rules. tensors: U, s, Vt and the gradients that come in."""
+    """Return the gradient with respect to x by one of the rules. tensors: U, s, Vt and the gradients that come in.
+
+    It has no derivative, and says so rather than be taken for a constant.
+    """
 
     def pull(*given: Any) -> Any:
         matrix, U, s, Vt, *gradients = given
         return rule(matrix, *unrounded(matrix, call, U, s, Vt), *gradients, call.center).astype(matrix.dtype)
 
-    if tf.executing_eagerly():
-        return tf.convert_to_tensor(pull(*(inside(y) for y in (x, *tensors))))
-    gradient = tf.numpy_function(pull, [x, *tensors], x.dtype, stateful=False)
-    gradient.set_shape(x.shape)
-    return gradient
+    def refuse(*gradients: Any) -> Any:
+        raise UsageError("svd has first derivatives only", fix="let no outer GradientTape watch A")
+
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    def gradient(*given: Any) -> Any:
+        if tf.executing_eagerly():
+            return tf.convert_to_tensor(pull(*(inside(y) for y in given))), refuse
+        found = tf.numpy_function(pull, given, x.dtype, stateful=False)
+        found.set_shape(x.shape)
+        return found, refuse
+
+    return gradient(x, *tensors)

@@ -21,7 +21,8 @@ __all__ = ["Counted", "Matrix", "Operand", "as_matrices", "as_matrix", "centred"
 def as_matrix(x: object) -> Operand:
     """Return x as a Matrix that is real, finite and ready to be decomposed; x itself is never changed.
 
-    x: an array of two dimensions, nested lists, a scipy.sparse matrix, or any object with the attributes of Matrix.
+    x: an array of NumPy, torch, JAX or TensorFlow of two dimensions, nested lists, a scipy.sparse matrix, a torch sparse
+    tensor (CSR, CSC, COO), tf.SparseTensor, JAX BCOO or BCSR, or any object with the attributes of Matrix.
     UsageError: anything else, complex numbers. NumericalError: NaN or infinity, with the first place.
 
     >>> as_matrix([[1, 2], [3, 4]]).shape
@@ -36,7 +37,7 @@ def as_matrix(x: object) -> Operand:
         return products(x)
     raise UsageError(
         f"{type(x).__module__}.{type(x).__qualname__} is not a matrix",
-        fix="pass an array, a scipy.sparse matrix, or an object with shape, dtype, matmat and rmatmat",
+        fix="pass an array, a sparse matrix, or an object with shape, dtype, matmat and rmatmat",
     )
 
 
