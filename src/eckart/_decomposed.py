@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from eckart.errors import InputError, RankError, UsageError
 __all__ = [
     "ARRAYS",
     "BOUNDS",
+    "MALFORMED",
     "SVD",
     "Certificate",
     "certificate",
@@ -32,6 +34,19 @@ __all__ = [
 ]
 
 FILE_FORMAT = 2
+# What NumPy, SciPy and zipfile raise on files that are damaged, cut short, encrypted or of another kind.
+MALFORMED = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 ARRAYS = ("U", "s", "Vt", "residuals")
 BOUNDS = ("spectral", "frobenius", "failure", "rest", "probe")
 
@@ -184,7 +199,7 @@ class SVD:
                 return _read(np.load(opened, allow_pickle=False))
         except OSError as error:
             raise InputError(f"{path} cannot be read", why=error.strerror or str(error), file=str(path)) from error
-        except (EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        except MALFORMED as error:
             raise InputError(
                 f"{path} is not an SVD that Eckart saved",
                 why=str(error),

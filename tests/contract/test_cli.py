@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from eckart.cli import app
 
-VERBS = ("compress", "plan", "compare", "report", "inspect", "rank", "doctor")
+VERBS = ("compress", "plan", "compare", "report", "inspect", "svd", "rank", "doctor")
 HEAVY = ("torch", "scipy", "transformers", "sklearn", "tensorflow", "jax", "pandas", "eckart.models._huggingface")
 
 

@@ -226,6 +226,54 @@ def inspect(
             inspection_shown(found, sort=sort, limit=limit)
 
 
+@app.command(epilog="Example: eckart svd data.npy -k 10 -o svd.npz")
+def svd(
+    matrix: Annotated[Path, typer.Argument(help=".npy, or sparse .npz of SciPy.", show_default=False)],
+    k: Annotated[Optional[int], typer.Option("-k", help="Singular values wanted; default: all.")] = None,  # noqa: UP045
+    error: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Instead of -k: as few as leave out at most this part of the Frobenius norm."),
+    ] = None,
+    tol: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Largest residual, as a part of s_1; default: working precision."),
+    ] = None,
+    center: Annotated[bool, typer.Option("--center", help="Take the mean off every column.")] = False,
+    method: Annotated[str, typer.Option(help="auto, or a row of the choice table in docs/svd.md.")] = "auto",
+    out: Annotated[Optional[Path], typer.Option("--out", "-o", help="New .npz file for SVD.load.")] = None,  # noqa: UP045
+    values_only: Annotated[
+        bool, typer.Option("--values-only", help="Print the singular values, nothing else.")
+    ] = False,
+    seed: Seed = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Decompose a matrix from a file: singular values, and bounds on what they leave out."""
+    import eckart
+    from eckart._files import refuse_existing
+    from eckart._progress import progress_shown
+    from eckart.cli._matrix import read_array
+    from eckart.cli._show import show_svd
+
+    with running(as_json=json):
+        if out is not None:
+            refuse_existing(out)
+        with progress_shown(quiet=quiet) as progress:
+            found = eckart.svd(
+                read_array(matrix),
+                k,
+                tol=tol,
+                error=error,
+                center=center,
+                method=method,
+                seed=seed,
+                progress=progress,
+            )
+        if out is not None:
+            found.save(out)
+        show_svd(found, as_json=json, values_only=values_only, saved=out)
+
+
 @app.command(epilog="Example: eckart rank data.npy")
 def rank(
     matrix: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from eckart.cli._run import print_json
 
-__all__ = ["command_line", "show_comparison", "show_plan"]
+__all__ = ["command_line", "show_comparison", "show_plan", "show_svd"]
 
 PIPE_WIDTH = 160  # columns, where no terminal says how many it has
 
@@ -61,3 +62,40 @@ def show_plan(plan: Any, *, as_json: bool, saved: Any = None) -> None:
         print(f"next: eckart compare MODEL {shlex.quote(saved.path)} --evaluate test.txt", file=sys.stderr)
     else:
         print(plan)
+
+
+def show_svd(found: Any, *, as_json: bool, values_only: bool, saved: Path | None) -> None:
+    """Print singular values with their residuals, what they leave out, and how they were found: schema "eckart.svd/1".
+
+    A bound of which nothing is known is null in JSON.
+    """
+    (m, n), s, residuals = (found.U.shape[0], found.Vt.shape[1]), found.s.tolist(), found.residuals.tolist()
+    bounds = {name: getattr(found.error, name) for name in ("spectral", "frobenius", "failure")}
+    if as_json:
+        print_json(
+            {
+                "schema": "eckart.svd/1",
+                "shape": [m, n],
+                "s": s,
+                "residuals": residuals,
+                "error": {name: bound if math.isfinite(bound) else None for name, bound in bounds.items()},
+                "method": found.method,
+                "passes": found.passes,
+                "converged": found.converged,
+                "saved": None if saved is None else str(saved),
+            }
+        )
+    elif values_only:
+        for value in s:
+            print(value)
+    else:
+        print(f"{m} x {n}: {len(s)} singular values by {found.method}, which read the matrix {found.passes} times")
+        chance = f", but for a probability of {bounds['failure']:.0e}" if bounds["failure"] else ""
+        print(f"left out: at most {bounds['spectral']:.4g} spectral, {bounds['frobenius']:.4g} Frobenius{chance}")
+        print(f"{'i':>6}  {'s':>14}  {'residual':>10}")
+        for i, (value, residual) in enumerate(zip(s, residuals, strict=True), start=1):
+            print(f"{i:6}  {value:14.8g}  {residual:10.2g}")
+    if not found.converged:
+        print("warning: the residuals are above what was asked for, or a larger value was missed", file=sys.stderr)
+    if saved is not None and not as_json:
+        print(f"saved: {saved}", file=sys.stderr)
