@@ -112,7 +112,7 @@ SPARSE = {
 PRODUCTS = {"operator": aslinearoperator, "own class": Own}
 KRYLOV = ("lanczos", "golub-kahan")
 KINDS = DENSE | SPARSE | PRODUCTS
-METHODS = [(kind, method) for kind in DENSE for method in ("auto", "lapack", *KRYLOV)]
+METHODS = [(kind, method) for kind in DENSE for method in ("auto", "lapack", "tall", *KRYLOV)]
 METHODS += [(kind, method) for kind in SPARSE | PRODUCTS for method in ("auto", "gram", *KRYLOV)]
 
 EPS = {np.float16: 2.0**-10, ml_dtypes.bfloat16: 2.0**-7}
