@@ -224,7 +224,7 @@ def malformed():
         (lambda: torch.zeros(2, 3, 4).to_sparse(2), "two dimensions"),
         (lambda: torch.eye(3).to_sparse().requires_grad_(), "to_dense"),
         (lambda: torch.eye(3).to_sparse() * 1j, "complex"),
-        (malformed, "outside its shape"),
+        (malformed, "outside the shape"),
         (lambda: tf.SparseTensor([[5, 0]], [1.0], (3, 3)), "outside its shape"),
         (lambda: tf.sparse.from_dense(np.ones((2, 3, 4))), "two dimensions"),
         (lambda: jax.experimental.sparse.BCOO.fromdense(jnp.ones((2, 3)), n_dense=1), "1 dense"),

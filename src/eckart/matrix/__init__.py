@@ -21,7 +21,7 @@ __all__ = ["Counted", "Matrix", "Operand", "as_matrices", "as_matrix", "centred"
 def as_matrix(x: object) -> Operand:
     """Return x as a Matrix that is real, finite and ready to be decomposed; x itself is never changed.
 
-    x: an array of NumPy, torch, JAX or TensorFlow of two dimensions, nested lists, a scipy.sparse matrix, a torch sparse
+    x: an array of NumPy, torch, JAX, TensorFlow of two dimensions, nested lists, a scipy.sparse matrix, a torch sparse
     tensor (CSR, CSC, COO), tf.SparseTensor, JAX BCOO or BCSR, or any object with the attributes of Matrix.
     UsageError: anything else, complex numbers. NumericalError: NaN or infinity, with the first place.
 

@@ -24,8 +24,6 @@ def borrowed(form: str, values: Array, places: tuple[Array, Array], shape: tuple
     make = getattr(scipy.sparse, f"{form}_array")
     try:
         matrix = make((values, places) if form == "coo" else (values, *places), shape=shape)
-        if form != "coo":
-            matrix.check_format(full_check=True)
     except ValueError as error:
         raise UsageError("a sparse array has places outside its shape", why=str(error), fix="make it anew") from error
     return sparse(matrix, space)
