@@ -23,6 +23,7 @@ ORDINARY_EXPONENT = 16  # entries between 2**-16 and 2**16 have squares far insi
 SIGN_MARGIN = 2.0**-10  # two of a vector's largest entries that differ by less are equal, lest rounding choose its sign
 PRODUCT_ROUNDING = 8  # of a product of length p, in units of eps sqrt(p); twice what is seen with unit vectors
 POLISHES = 3  # of factors whose residuals, measured, are not what the process that found them estimated
+COPIED_ROWS = 1024  # with signs, at once: the product is still in a cache when it is stored
 FIRST_RANK = 16  # the first rank tried where a size of the error is asked for; then twice as many
 
 
@@ -127,7 +128,8 @@ def finish(work: Work, found: Found, k: int, goal: Goal) -> Solution:
     signs = _signs(space, Vt)
     with np.errstate(over="ignore"):  # it is reported below
         s = power_of_two(s, work.exponent)
-        U, s, Vt = (own(space.leave(x)) for x in (U * signs, s, Vt * signs[:, None]))
+        s = own(space.leave(s))
+        U, Vt = _times(space, U, signs[None, :]), _times(space, Vt, signs[:, None])
     if not bool(space.xp.all(space.xp.isfinite(s))):
         raise NumericalError(
             f"the largest singular value is outside the range of {s.dtype}",
@@ -239,6 +241,16 @@ def _signs(space: Space, rows: Array) -> Array:
     large = size >= (1 - SIGN_MARGIN) * xp.max(size, axis=1, keepdims=True)
     first = large & (xp.cumulative_sum(xp.astype(large, xp.int64), axis=1) == 1)
     return xp.sum(xp.where(first, xp.sign(rows), 0 * rows), axis=1)
+
+
+def _times(space: Space, X: Array, signs: Array) -> Array:
+    """Return X * signs in the type of the results, in memory of its own, row by row, without a copy in between."""
+    product = space.xp.empty(tuple(X.shape), dtype=space.returned, device=space.device)
+    signs = space.xp.broadcast_to(signs, tuple(X.shape))
+    for start in range(0, X.shape[0], COPIED_ROWS):
+        rows = slice(start, start + COPIED_ROWS)
+        product[rows, :] = space.leave(X[rows, :] * signs[rows, :])
+    return product
 
 
 def _times_power_of_two(x: float, exponent: int) -> float:
