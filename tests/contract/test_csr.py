@@ -121,8 +121,8 @@ def test_a_large_product_is_shared_among_threads_and_a_small_one_is_not(native, 
     rows.matmat(block(300, 1, "float64"))
     rows.rmatmat(block(2000, 1, "float64"))
     assert asked == []
-    assert_product(rows.matmat(block(300, 16, "float64")), A, block(300, 16, "float64"))
-    assert_product(rows.rmatmat(block(2000, 16, "float64")), A.T, block(2000, 16, "float64"))
+    assert_product(rows.matmat(block(300, 32, "float64")), A, block(300, 32, "float64"))
+    assert_product(rows.rmatmat(block(2000, 32, "float64")), A.T, block(2000, 32, "float64"))
     assert set(asked) == {3}
 
 

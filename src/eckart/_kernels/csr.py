@@ -24,7 +24,7 @@ Form: TypeAlias = Literal["canonical", "unordered", "broken"]
 
 LINE = 64  # bytes of a cache line
 WIDTHS = {"float32": (8, 16, 32, 48, 64), "float64": (8, 16, 24, 32)}  # csr.c has the same
-SMALL = 1 << 20  # multiplications of a product that takes one thread no longer than handing it to several: about 0.2 ms
+SMALL = 1 << 21  # multiplications: a product of fewer takes one thread about as long as handing it to two, 0.2 ms
 CUTS = 4  # pieces of a product for each thread, so that a thread that is held up keeps the others waiting less
 ACCUMULATED = 64  # entries for each row of a further accumulator of Aᵀ Y; clearing and adding the row costs about 10
 MOST_ACCUMULATORS = 16
