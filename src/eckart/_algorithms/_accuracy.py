@@ -16,15 +16,16 @@ are compared in float64; products with A are in float32 only where what is measu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from eckart._algorithms._block import squared
 from eckart._arrays import Array, Space, to_numpy
 from eckart.matrix import Operand
+from eckart.matrix._contract import InMemory
 
 __all__ = ["Measured", "left_out_probability", "measure"]
 
@@ -32,10 +33,10 @@ EPS = 2.0**-52  # of float64
 FREE_ENTRIES = 2**20  # a dense array of 8 MiB is made without asking what the matrix takes
 FREE_FLOPS = 2**32  # comparing entries costs about 0.1 s here
 MOST_ENTRIES = 2**24  # of a matrix that is not in memory
-BLOCK_ENTRIES = 2**22  # of rows that are compared at once
+BLAS_BLOCK = 1024  # terms that a matrix product adds up in one go, at most
 PROBES = 16  # columns of G
 FAILURE = 1e-8  # the probability that one bound by probes is too small
-VISIBLE = 1e-4  # of ‖A‖_F²: less, left out, could be rounding error of s in float32
+VISIBLE = 1e-5  # of ‖A‖_F²: less, left out, could be rounding error of s in float32
 SINGLE_SHARE = 0.25  # of the tolerance, that may be rounding error of float32
 
 
@@ -105,7 +106,7 @@ def _from_products(A: Operand, U: Array, s: Array, Vt: Array, tol: float, seed: 
     EEG = AUEG[:, -PROBES:] - V @ (s[:, None] * (U.T @ EG))
 
     size = math.sqrt(total if total is not None else float(xp.sum(space.double(AVG[:, -PROBES:]) ** 2)) / LEAST)
-    rounding = math.sqrt(max(A.stored / m, A.stored / n, 1)) * eps / 2 * size  # of a product with a unit vector
+    rounding = math.sqrt(_length(A)) * eps / 2 * size  # of a product with a unit vector
     probe = _norm(space, EEG) + rounding * _norm(space, EG)
     spectral = math.sqrt(probe / math.sqrt(LEAST))
     frobenius = (float(xp.linalg.vector_norm(space.double(EG))) + rounding * math.sqrt(PROBES)) / math.sqrt(LEAST)
@@ -130,26 +131,28 @@ def _single_will_do(A: Operand, s: Any, total: float | None, tol: float) -> bool
     """Say whether rounding in float32 is far below both the tolerance and what the factors leave out of A."""
     if A.space.name != "float32" or total is None or not len(s):
         return False
-    (m, n), left_out = A.shape, total - float(s @ s)
-    rounding = math.sqrt(max(A.stored / m, A.stored / n)) * A.space.eps / 2 * math.sqrt(total)
+    left_out = total - float(s @ s)
+    rounding = math.sqrt(_length(A)) * A.space.eps / 2 * math.sqrt(total)
     return rounding <= SINGLE_SHARE * tol * float(s[0]) and left_out >= VISIBLE * total
+
+
+def _length(A: Operand) -> float:
+    """Return how many products are added up one after the other in a product with A; BLAS does so in blocks."""
+    (m, n), longest = A.shape, BLAS_BLOCK if A.in_memory else math.inf
+    return min(max(A.stored / m, A.stored / n, 1), longest)
 
 
 def _norm(space: Space, X: Array) -> float:
     """Return the largest singular value of an array of few columns."""
-    return math.sqrt(max(float(np.linalg.eigvalsh(squared(space, X))[-1]), 0.0))
+    return math.sqrt(max(float(np.linalg.eigvalsh(squared(space.double(X)))[-1]), 0.0))
 
 
-def _row_blocks(A: Operand) -> Iterator[tuple[slice, Array]]:
+def _row_blocks(A: Operand) -> Iterable[tuple[slice, Array]]:
+    """Give the entries of A in float64, some rows at a time, each time with their place."""
+    if A.in_memory:
+        return cast(InMemory, A).panels()
     m, n = A.shape
-    if not A.in_memory:
-        yield slice(0, m), A.matmat(A.space.double(A.space.unit(n, 0, n)))
-        return
-    entries = A.entries
-    step = max(1, BLOCK_ENTRIES // max(n, 1))
-    for start in range(0, m, step):
-        rows = slice(start, min(start + step, m))
-        yield rows, entries[rows, :]
+    return [(slice(0, m), A.matmat(A.space.double(A.space.unit(n, 0, n))))]
 
 
 def _smallest(A: Operand) -> float:

@@ -1,12 +1,13 @@
 """Bases of orthonormal columns that grow block by block: the arithmetic that the Krylov methods share.
 
-A block is orthonormalised through its Gram matrix in float64, twice (Stathopoulos & Wu, SIAM J. Sci. Comput. 23(6),
+A block is orthonormalised through its Gram matrix, twice (Stathopoulos & Wu, SIAM J. Sci. Comput. 23(6),
 2002), or by Householder's method where squaring would lose a direction. Work of the size of the basis is all products
 of matrices; matrices of the size of a block are NumPy's, in float64, on every device.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,24 +18,34 @@ from eckart._arrays import Array, Space, to_numpy
 __all__ = ["Basis", "orthonormal", "squared"]
 
 VANISHED = 4  # a direction shorter than this many eps of the scale is rounding error
-SMALL = (
-    1e-2  # of the longest: dividing a shorter direction by its length makes error along the basis 100 times as large
-)
-TINY = 1e3  # eps of the scale: a block this short is partly error along the basis
-SQUARE_LOSES = 1e-6  # of the longest: below, a Gram matrix in float64 no longer tells a direction from rounding error
-PANEL = 2**15  # rows that are converted to float64 at once: 4 MiB for 16 columns
+SEEN_BY_SINGLE = 1e-2  # of the longest: a shorter direction is lost in the rounding of a Gram matrix in float32
+SEEN_BY_DOUBLE = 1e-6  # of the longest: the same in float64
+ORTHOGONAL = 32  # eps: an overlap that is rounding error
+SLIGHT = 1e-3  # an overlap that can be taken off without a change of length
+HALF = 0.5  # of a direction: if more of it is overlap, then it was rounding error
+LITTLE = 0.05  # of a random direction: more is left over, almost always, wherever there is room
+WITNESSES = 8  # random combinations of the basis that show an overlap with it
+PANEL = 2**12  # rows whose products are added up in the type of the computation; the panels are in float64
 
 
 class Basis:
     """Orthonormal columns, the first `size` of an array (length, capacity).
 
-    draw(columns) gives new random columns of this length; they replace directions that vanish.
+    draw(columns) gives new random columns of this length; they replace directions that vanish. A block that is added is
+    made orthogonal to all columns where its overlap with them, estimated from a few random combinations of them, is
+    above `overlap`.
     """
 
-    def __init__(self, space: Space, length: int, capacity: int, draw: Callable[[int], Array]) -> None:
+    def __init__(
+        self, space: Space, length: int, capacity: int, draw: Callable[[int], Array], overlap: float | None = None
+    ) -> None:
         self.space, self.draw, self.size = space, draw, 0
+        self.overlap = ORTHOGONAL * space.eps if overlap is None else overlap
         self.capacity = min(capacity, length)
         self._array = space.xp.empty((length, self.capacity), dtype=space.dtype, device=space.device)
+        signs = np.random.default_rng(self.capacity).choice([-1.0, 1.0], (self.capacity, WITNESSES))
+        self._signs = space.asarray(signs / math.sqrt(WITNESSES))
+        self._witnesses: Array = None  # columns · signs
 
     @property
     def length(self) -> int:
@@ -61,15 +72,12 @@ class Basis:
     def append(self, W: Array, scale: float) -> Any:
         """Add as many columns as W has, or there is room for, and return R with W = columns · R in float64.
 
-        W: orthogonal to the basis. Where one of its directions vanishes, that is, has less than rounding error of the
-        scale, a random column takes its place and its row of R is zero.
+        W: orthogonal to the basis but for rounding. Where one of its directions vanishes, that is, has less than
+        rounding error of the scale, a random column takes its place and its row of R is zero.
         """
-        error = self.space.eps * scale
-        Q, R = orthonormal(self.space, W, VANISHED * error)
-        lengths = np.linalg.norm(R, axis=1)
-        if len(R) and lengths[-1] < max(SMALL * lengths[0], TINY * error):
-            Q, again = orthonormal(self.space, self._cleared(Q), 0.5)
-            R = again @ R
+        Q, R = orthonormal(self.space, W, VANISHED * self.space.eps * scale)
+        Q, again = self._apart(Q, HALF)
+        R = again @ R
         added = min(W.shape[1], self.room)
         R = R[:added]
         self._put(Q[:, :added])
@@ -80,10 +88,10 @@ class Basis:
     def append_random(self, count: int) -> int:
         """Add random columns, as many as asked for or there is room for, and return their number."""
         count = min(count, self.room)
-        if count:
-            Q, _ = orthonormal(self.space, self._cleared(self.draw(count)), 0.0)
-            Q, _ = orthonormal(self.space, self._cleared(Q), 0.5)
-            self._put(Q)
+        end = self.size + count
+        while self.size < end:
+            Q, _ = orthonormal(self.space, self.draw(end - self.size), 0.0)
+            self._put(self._apart(Q, LITTLE)[0])
         return count
 
     def rotate(self, S: Any, keep: int) -> None:
@@ -93,14 +101,29 @@ class Basis:
         self._put(rotated)
         self._put(kept)
 
+    def _apart(self, Q: Array, least: float) -> tuple[Array, Any]:
+        """Return orthonormal columns without their overlap with the basis, and R with Q = result · R beside it.
+
+        Directions of which less than `least` is left over are dropped.
+        """
+        R = np.eye(Q.shape[1])
+        for _ in range(3):
+            if not self.size or not Q.shape[1]:
+                break
+            overlap = float(self.space.xp.linalg.vector_norm(self._witnesses.T @ Q))
+            if overlap <= self.overlap:
+                break
+            Q, _ = self.project(Q)
+            if overlap > SLIGHT:
+                Q, again = orthonormal(self.space, Q, least)
+                R = again @ R
+        return Q, R
+
     def _put(self, Q: Array) -> None:
         start, self.size = self.size, self.size + Q.shape[1]
         self._array[:, start : self.size] = Q
-
-    def _cleared(self, W: Array) -> Array:
-        for _ in range(2):
-            W, _ = self.project(W)
-        return W
+        witnesses = Q @ self._signs[start : self.size, :]
+        self._witnesses = witnesses if start == 0 else self._witnesses + witnesses
 
 
 def orthonormal(space: Space, W: Array, floor: float) -> tuple[Array, Any]:
@@ -108,30 +131,32 @@ def orthonormal(space: Space, W: Array, floor: float) -> tuple[Array, Any]:
 
     W: (n, p). Q: (n, q) and R: (q, p), q <= p, in descending order of length.
     """
-    lengths, vectors = _lengths(space, W)
+    lengths, vectors = _lengths(W)
+    if lengths.size and lengths[-1] < SEEN_BY_SINGLE * lengths[0]:
+        lengths, vectors = _lengths(space.double(W))
     if lengths.size == 0 or lengths[0] <= floor:
         return W[:, :0], np.zeros((0, W.shape[1]))
-    if max(lengths[-1], floor) < SQUARE_LOSES * lengths[0]:
+    if max(lengths[-1], floor) < SEEN_BY_DOUBLE * lengths[0]:
         return _by_householder(space, W, floor)
     kept = lengths > floor
     lengths, vectors = lengths[kept], vectors[:, kept]
     Q, R = W @ space.asarray(vectors / lengths), lengths[:, None] * vectors.T
-    lengths, vectors = _lengths(space, Q)  # near 1 now
+    lengths, vectors = _lengths(Q)  # near 1 now
     return Q @ space.asarray(vectors / lengths @ vectors.T), vectors * lengths @ vectors.T @ R
 
 
-def squared(space: Space, W: Array) -> Any:
-    """Return WᵀW, NumPy, added up in float64."""
+def squared(W: Array) -> Any:
+    """Return WᵀW, NumPy, in float64."""
     total = np.zeros((W.shape[1], W.shape[1]))
     for start in range(0, W.shape[0], PANEL):
-        panel = space.double(W[start : start + PANEL, :])
+        panel = W[start : start + PANEL, :]
         total += to_numpy(panel.T @ panel)
     return total
 
 
-def _lengths(space: Space, W: Array) -> tuple[Any, Any]:
+def _lengths(W: Array) -> tuple[Any, Any]:
     """Return the singular values of W, descending, and its right singular vectors, by the Gram matrix."""
-    values, vectors = np.linalg.eigh(squared(space, W))
+    values, vectors = np.linalg.eigh(squared(W))
     return np.sqrt(np.maximum(values[::-1], 0)), vectors[:, ::-1]
 
 

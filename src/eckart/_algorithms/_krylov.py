@@ -19,7 +19,7 @@ BASIS_RANKS, BASIS_BLOCKS = 4, 14  # columns of a basis: 4 k, or k and 14 blocks
 SPARE = 4  # Ritz vectors beyond k that are carried along, since they separate the k-th from what follows
 SAFETY = 0.7  # of the tolerance, for residuals that are estimated
 PROBE_WIDTH, PROBE_STEPS = 8, 3  # of the search for copies of a repeated value that the first block did not hold
-FEWEST, FRACTION = 2, 0.3  # steps between two looks: at least, and of those that the last two looks predict
+MOST_STEPS = 3  # between two looks at the projected problem: a look costs less than a step, and convergence is sudden
 STALE = 8  # restarts without progress, after which rounding error is what is left
 
 
@@ -130,5 +130,5 @@ class _Looks:
 
     def note(self, excess: float) -> None:
         fall = math.log(self.excess / excess) / self.steps if 0 < excess < self.excess < math.inf else 0.0
-        predicted = FRACTION * math.log(excess) / fall if fall > 0 and excess > 1 else 0.0
-        self.steps, self.wait, self.excess = 0, max(FEWEST, int(predicted)), excess
+        left = math.log(excess) / fall if fall > 0 and excess > 1 else MOST_STEPS
+        self.steps, self.wait, self.excess = 0, min(max(int(left / 2), 1), MOST_STEPS), excess

@@ -7,18 +7,20 @@ alone. Squaring costs digits: it has a floor of about eps s_1² / s, and who nee
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
 
 from eckart._algorithms import golub_kahan
-from eckart._algorithms._block import Basis
+from eckart._algorithms._block import Basis, orthonormal
 from eckart._algorithms._factors import Factors, Task
 from eckart._algorithms._krylov import SAFETY, Ritz, first_block, room_for, search
 from eckart.matrix import Operand
 
 __all__ = ["run"]
 
+OVERLAP = 0.3  # sqrt(eps): with no more of it T is exact to rounding (H. Simon, Math. Comp. 42, 1984)
 BLUR = 8  # the floor of the residuals, in units of eps s_1² / s
 
 
@@ -31,7 +33,8 @@ class _Lanczos:
     def __init__(self, A: Operand, task: Task) -> None:
         space, n = A.space, A.shape[1]
         self.A, self.task = A, task
-        self.V = Basis(space, n, room_for(A, task), task.draws(space, n))
+        overlap = OVERLAP * math.sqrt(space.eps)
+        self.V = Basis(space, n, room_for(A, task), task.draws(space, n), overlap)
         self.T = np.zeros((self.V.capacity, self.V.capacity))  # VᵀAᵀA V
         self.R = np.zeros((0, 0))  # AᵀA V = V T + (newest block) R, in the columns of the block before
         self.scale = 0.0
@@ -51,9 +54,9 @@ class _Lanczos:
         old, new = self.size, slice(self.size, V.size)
         W = self.A.space.single(self.A.rmatmat(self.A.matmat(V.last(self.width))))
         near = max(0, old - self.before)
-        W, part = V.project(W, near)  # nearly all of it, since AᵀA is symmetric
-        W, T[: V.size, new] = V.project(W)
-        T[near : V.size, new] += part
+        for _ in range(2):
+            W, part = V.project(W, near)  # all of it but for rounding, since AᵀA is symmetric
+            T[near : V.size, new] += part
         T[new, new] = (T[new, new] + T[new, new].T) / 2
         T[new, :old] = T[:old, new].T
         self.scale = max(self.scale, float(np.linalg.norm(T[new, new], 2)))
@@ -82,7 +85,7 @@ class _Lanczos:
     def factors(self, ritz: Ritz, count: int) -> Factors:
         """Multiply the Ritz vectors by A once, so that the singular values are found without squaring."""
         A, space, m = self.A, self.A.space, self.A.shape[0]
-        V = self.V.columns[:, : self.size] @ space.asarray(ritz.right[:, :count])
+        V, _ = orthonormal(space, self.V.columns[:, : self.size] @ space.asarray(ritz.right[:, :count]), 0.5)
         if np.any(ritz.floor[: self.task.k] > SAFETY * self.task.tol * ritz.values[0]):
             polished = golub_kahan.run(A, replace(self.task, start=V, probe=False))
             return replace(polished, method=f"lanczos, {polished.method}")
