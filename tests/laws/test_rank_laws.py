@@ -53,6 +53,13 @@ def test_many_components_in_a_matrix_too_large_for_lapack():
     assert rank.noise == "column-unequal"
 
 
+@pytest.mark.parametrize("r", [0, 5, 12])
+def test_the_level_of_the_noise_allows_for_what_components_take_with_them(r):
+    ranks = [eckart.choose_rank(draw(100, 60, r, 4, "white", seed), rule="whitened") for seed in range(4)]
+    assert ranks == [r] * 4
+    assert np.mean([rank.sigma for rank in ranks]) == pytest.approx(1, abs=0.03)
+
+
 def test_a_rank_is_an_int_that_carries_its_reason():
     A = 7 * draw(300, 100, 5, 2, "white", 1)
     rank = eckart.choose_rank(A)
