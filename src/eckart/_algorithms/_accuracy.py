@@ -33,6 +33,7 @@ EPS = 2.0**-52  # of float64
 FREE_ENTRIES = 2**20  # a dense array of 8 MiB is made without asking what the matrix takes
 FREE_FLOPS = 2**32  # comparing entries costs about 0.1 s here
 MOST_ENTRIES = 2**24  # of a matrix that is not in memory
+PANEL_ENTRIES = 2**18  # of U that are converted at once: 2 MiB
 BLAS_BLOCK = 1024  # terms that a matrix product adds up in one go, at most
 PROBES = 16  # columns of G
 FAILURE = 1e-8  # the probability that one bound by probes is too small
@@ -97,13 +98,17 @@ def _from_products(A: Operand, U: Array, s: Array, Vt: Array, tol: float, seed: 
     space, xp, (m, n), k = A.space, A.space.xp, A.shape, s.shape[0]
     values, total = to_numpy(s).astype(np.float64), A.squared_norm()
     eps, convert = (space.eps, space.single) if _single_will_do(A, values, total, tol) else (EPS, space.double)
-    U, s, V = convert(U), convert(s), convert(Vt).T
-    G = convert(space.normal((n, PROBES), seed + 1))
     whole = k == n
+    U, s, V = U if whole else convert(U), convert(s), convert(Vt).T
+    G = convert(space.normal((n, PROBES), seed + 1))
     AVG = A.matmat(G if whole else xp.concat([V, G], axis=1))
-    EG = AVG[:, -PROBES:] - U @ (s[:, None] * (V.T @ G))
+    EG, UEG = AVG[:, -PROBES:], 0.0
+    for rows in _slices(m, k):  # U may be converted, but not all at once
+        part = convert(U[rows, :])
+        EG[rows, :] -= part @ (s[:, None] * (V.T @ G))
+        UEG = part.T @ EG[rows, :] + UEG
     AUEG = A.rmatmat(EG if whole else xp.concat([U, EG], axis=1))
-    EEG = AUEG[:, -PROBES:] - V @ (s[:, None] * (U.T @ EG))
+    EEG = AUEG[:, -PROBES:] - V @ (s[:, None] * UEG)
 
     size = math.sqrt(total if total is not None else float(xp.sum(space.double(AVG[:, -PROBES:]) ** 2)) / LEAST)
     rounding = math.sqrt(_length(A)) * eps / 2 * size  # of a product with a unit vector
@@ -134,6 +139,11 @@ def _single_will_do(A: Operand, s: Any, total: float | None, tol: float) -> bool
     left_out = total - float(s @ s)
     rounding = math.sqrt(_length(A)) * A.space.eps / 2 * math.sqrt(total)
     return rounding <= SINGLE_SHARE * tol * float(s[0]) and left_out >= VISIBLE * total
+
+
+def _slices(m: int, k: int) -> Iterable[slice]:
+    step = max(1, PANEL_ENTRIES // max(k, 1))
+    return (slice(start, start + step) for start in range(0, m, step))
 
 
 def _length(A: Operand) -> float:
