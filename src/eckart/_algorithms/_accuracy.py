@@ -102,11 +102,17 @@ def _from_products(A: Operand, U: Array, s: Array, Vt: Array, tol: float, seed: 
     U, s, V = U if whole else convert(U), convert(s), convert(Vt).T
     G = convert(space.normal((n, PROBES), seed + 1))
     AVG = A.matmat(G if whole else xp.concat([V, G], axis=1))
-    EG, UEG = AVG[:, -PROBES:], 0.0
-    for rows in _slices(m, k):  # U may be converted, but not all at once
+    EG = AVG[:, -PROBES:]
+    left, inner, UU, UEG = 0.0, 0.0, 0.0, 0.0
+    for rows in _slices(m, k):  # nothing of the size of U is made, nor converted, all at once
         part = convert(U[rows, :])
         EG[rows, :] -= part @ (s[:, None] * (V.T @ G))
         UEG = part.T @ EG[rows, :] + UEG
+        if not whole:
+            AV = AVG[rows, :k]
+            UU = space.double(part.T @ part) + UU
+            inner += float(xp.sum(s * xp.sum(part * AV, axis=0)))
+            left = space.double(xp.sum((AV - part * s) ** 2, axis=0)) + left
     AUEG = A.rmatmat(EG if whole else xp.concat([U, EG], axis=1))
     EEG = AUEG[:, -PROBES:] - V @ (s[:, None] * UEG)
 
@@ -118,12 +124,10 @@ def _from_products(A: Operand, U: Array, s: Array, Vt: Array, tol: float, seed: 
     failure = 2 * FAILURE
     if whole:
         return Measured(np.full(k, min(spectral, frobenius)), min(spectral, frobenius), frobenius, failure, probe)
-    left = xp.linalg.vector_norm(AVG[:, :k] - U * s, axis=0)
     right = xp.linalg.vector_norm(AUEG[:, :k] - V * s, axis=0)
-    residuals = np.maximum(to_numpy(left), to_numpy(right)).astype(np.float64)
+    residuals = np.maximum(np.sqrt(to_numpy(left)), to_numpy(right)).astype(np.float64)
     if total is not None:
-        inner = float(xp.sum(space.double(s) * space.double(xp.sum(U * AVG[:, :k], axis=0))))
-        square = float(values @ to_numpy((U.T @ U) * (V.T @ V)).astype(np.float64) @ values)
+        square = float(values @ (to_numpy(UU) * to_numpy(V.T @ V)) @ values)
         by_norms = math.sqrt(max(total - 2 * inner + square, 0.0) + 4 * math.sqrt(m + n) * eps * (total + square))
         if by_norms <= frobenius:
             frobenius, failure = by_norms, FAILURE

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from eckart._arrays import Array, Space, to_numpy
+from eckart._arrays import Array, Space, own, to_numpy
 
 __all__ = ["Basis", "orthonormal", "squared"]
 
@@ -42,7 +42,8 @@ class Basis:
         self.space, self.draw, self.size = space, draw, 0
         self.overlap = ORTHOGONAL * space.eps if overlap is None else overlap
         self.capacity = min(capacity, length)
-        self._array = space.xp.empty((length, self.capacity), dtype=space.dtype, device=space.device)
+        # one column after the other: a new block then touches few pages of memory
+        self._array = space.xp.empty((self.capacity, length), dtype=space.dtype, device=space.device).T
         signs = np.random.default_rng(self.capacity).choice([-1.0, 1.0], (self.capacity, WITNESSES))
         self._signs = space.asarray(signs / math.sqrt(WITNESSES))
         self._witnesses: Array = None  # columns · signs
@@ -60,8 +61,8 @@ class Basis:
         return self.capacity - self.size
 
     def last(self, width: int) -> Array:
-        """Return a copy of the newest columns in one piece of memory."""
-        return self.space.xp.asarray(self._array[:, self.size - width : self.size], copy=True)
+        """Return a copy of the newest columns, row by row."""
+        return own(self._array[:, self.size - width : self.size])
 
     def project(self, W: Array, start: int = 0) -> tuple[Array, Any]:
         """Return W less its part along the columns from `start` on, and the coefficients of that part in float64."""

@@ -244,12 +244,13 @@ def _signs(space: Space, rows: Array) -> Array:
 
 
 def _times(space: Space, X: Array, signs: Array) -> Array:
-    """Return X * signs in the type of the results, in one piece of memory that holds nothing else; X may be overwritten.
+    """Return X * signs in the type of the results, row by row in memory that holds nothing else.
 
-    An algorithm makes its arrays, so that one which has that form already is changed where it is.
+    Algorithms make their arrays: one that has this form already is changed where it is.
     """
     if isinstance(X, np.ndarray) and X.dtype == space.returned and X.flags.c_contiguous and X.flags.writeable:
-        if X.base is None or X.base.nbytes == X.nbytes:
+        whole = X.base is None or X.base.nbytes == X.nbytes
+        if whole:
             return np.multiply(X, signs, out=X)
     product = space.xp.empty(tuple(X.shape), dtype=space.returned, device=space.device)
     signs = space.xp.broadcast_to(signs, tuple(X.shape))
