@@ -71,7 +71,7 @@ def singular_values(n: int, decay: str) -> np.ndarray:
 
 def describe(A: Any) -> dict[str, Any]:
     """Return shape, type, number of stored entries, and the first digits of a hash of the values."""
-    values = A.data if sp.issparse(A) else A.ravel()[:: max(1, A.size // 1_000_000)]
+    values = A.data if sp.issparse(A) else np.ascontiguousarray(A.ravel()[:: max(1, A.size // 1_000_000)])
     facts = {"shape": list(A.shape), "type": str(A.dtype), "SHA-256 of values": hashlib.sha256(values).hexdigest()[:12]}
     return facts | ({"non-zeros": int(A.nnz)} if sp.issparse(A) else {})
 

@@ -14,14 +14,18 @@ from benchmarks.contest import Bars, contest
 from benchmarks.solvers import ARPACK, FBPCA, PRIMME, SKLEARN
 
 ORDER = 2
-TARGETS = [1e-3, 1e-4, 1e-6]
+TARGETS = (1e-4, 1e-3, 1e-6)  # the bars hold at the first, which is measured first
 ERROR_BAR = {"slow": 1000.0}  # times smaller than that of randomized_svd's defaults; no bar where the values decay fast
 
 
 def cells(tiny: bool) -> list[Cell]:
     m, n, k = (400, 150, 10) if tiny else (20_000, 4_000, 100)
     return [
-        Cell(f"{decay} decay", {"data": {"m": m, "n": n, "decay": decay, "seed": 0}, "k": k, "targets": TARGETS})
+        Cell(
+            f"{decay} decay, {target:g}",
+            {"data": {"m": m, "n": n, "decay": decay, "seed": 0}, "k": k, "targets": [target]},
+        )
+        for target in TARGETS
         for decay in ("slow", "fast")
     ]
 
