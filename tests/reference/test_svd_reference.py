@@ -11,11 +11,11 @@ import torch
 from scipy.sparse.linalg import aslinearoperator, svds
 
 import eckart
-from eckart import SVD, EckartError, as_matrix, svd, svd_full
+from eckart import SVD, as_matrix, svd, svd_full
 from eckart._algorithms import _accuracy
 from eckart._algorithms._factors import restricted
 from eckart._arrays import to_numpy
-from eckart.errors import InputError, NumericalError, OutputError
+from eckart.errors import InputError, OutputError
 
 EPS = np.finfo(np.float64).eps
 
