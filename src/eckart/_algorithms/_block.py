@@ -15,7 +15,7 @@ import numpy as np
 
 from eckart._arrays import Array, Space, own, to_numpy
 
-__all__ = ["Basis", "orthonormal", "squared"]
+__all__ = ["Basis", "normalise_", "orthonormal", "squared"]
 
 VANISHED = 4  # a direction shorter than this many eps of the scale is rounding error
 SEEN_BY_SINGLE = 1e-2  # of the longest: a shorter direction is lost in the rounding of a Gram matrix in float32
@@ -130,20 +130,49 @@ class Basis:
 def orthonormal(space: Space, W: Array, floor: float) -> tuple[Array, Any]:
     """Return Q with orthonormal columns and R in float64 with W = Q R, but for directions of W not longer than floor.
 
-    W: (n, p). Q: (n, q) and R: (q, p), q <= p, in descending order of length.
+    W: (n, p). Q: (n, q) and R: (q, p), q <= p. Where directions are left out, those of Q are in descending order.
     """
-    lengths, vectors = _lengths(W)
+    gram = squared(W)
+    lengths, vectors = _lengths(gram)
     if lengths.size and lengths[-1] < SEEN_BY_SINGLE * lengths[0]:
-        lengths, vectors = _lengths(space.double(W))
+        gram = squared(space.double(W))
+        lengths, vectors = _lengths(gram)
     if lengths.size == 0 or lengths[0] <= floor:
         return W[:, :0], np.zeros((0, W.shape[1]))
     if max(lengths[-1], floor) < SEEN_BY_DOUBLE * lengths[0]:
         return _by_householder(space, W, floor)
     kept = lengths > floor
-    lengths, vectors = lengths[kept], vectors[:, kept]
-    Q, R = W @ space.asarray(vectors / lengths), lengths[:, None] * vectors.T
-    lengths, vectors = _lengths(Q)  # near 1 now
+    if kept.all() and lengths[-1] > SEEN_BY_SINGLE * lengths[0]:
+        R = np.linalg.cholesky(gram).T
+        Q = W @ space.asarray(np.linalg.inv(R))
+    else:
+        lengths, vectors = lengths[kept], vectors[:, kept]
+        Q, R = W @ space.asarray(vectors / lengths), lengths[:, None] * vectors.T
+    return _corrected(space, Q, R)
+
+
+def _corrected(space: Space, Q: Array, R: Any) -> tuple[Array, Any]:
+    """Return Q (QᵀQ)^(-1/2) and (QᵀQ)^(1/2) R for columns that are orthonormal but for the rounding of one step."""
+    gram = squared(Q)
+    off = gram - np.eye(len(gram))
+    if np.linalg.norm(off) ** 3 < space.eps:  # the series of both powers ends here
+        return Q @ space.asarray(np.eye(len(off)) - off / 2 + 3 / 8 * off @ off), R + (off / 2 - off @ off / 8) @ R
+    lengths, vectors = _lengths(gram)
     return Q @ space.asarray(vectors / lengths @ vectors.T), vectors * lengths @ vectors.T @ R
+
+
+def normalise_(space: Space, X: Array) -> Any:
+    """Divide the columns of X, which are close to unit length, by their lengths as float64 sees them; return these.
+
+    The roundings of a product need not be random: where all entries of a vector are alike, so are their errors.
+    """
+    total = np.zeros(X.shape[1])
+    for start in range(0, X.shape[0], PANEL):
+        panel = space.double(X[start : start + PANEL, :])
+        total += to_numpy(space.xp.sum(panel * panel, axis=0))
+    lengths = np.sqrt(total)
+    X /= space.asarray(lengths)
+    return lengths
 
 
 def squared(W: Array) -> Any:
@@ -155,9 +184,9 @@ def squared(W: Array) -> Any:
     return total
 
 
-def _lengths(W: Array) -> tuple[Any, Any]:
-    """Return the singular values of W, descending, and its right singular vectors, by the Gram matrix."""
-    values, vectors = np.linalg.eigh(squared(W))
+def _lengths(gram: Any) -> tuple[Any, Any]:
+    """Return the singular values, descending, and the right singular vectors of what this is the Gram matrix of."""
+    values, vectors = np.linalg.eigh(gram)
     return np.sqrt(np.maximum(values[::-1], 0)), vectors[:, ::-1]
 
 

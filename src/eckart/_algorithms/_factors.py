@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from eckart._algorithms._block import normalise_
 from eckart._arrays import Array, Space
 from eckart.errors import NumericalError
 from eckart.matrix import Operand
 
-__all__ = ["Factors", "Task", "restricted", "thin"]
+__all__ = ["Factors", "Task", "restricted", "thin", "triplets"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +50,15 @@ class Factors:
     Vt: Array
     method: str
     sound: bool = True
+
+
+def triplets(space: Space, U: Array, s: Any, V: Array, method: str) -> Factors:
+    """Return factors from U (m, p), s and V (n, p) with A V = U diag(s), U and V orthonormal but for rounding.
+
+    U and V are changed where they are, and s with their lengths.
+    """
+    s = s * normalise_(space, U) / normalise_(space, V)
+    return Factors(U, space.asarray(np.minimum.accumulate(s)), V.T, method)
 
 
 def restricted(A: Operand, basis: Array | None, k: int, method: str) -> Factors:

@@ -111,7 +111,7 @@ def search(process: Process, task: Task) -> Factors:
             if process.exhausted or excess > 1 or not grown:
                 return process.factors(ritz, k + SPARE)
             settled, looks = ritz.values[:k], _Looks()
-            process.restart(ritz, k + SPARE, fresh=PROBE_WIDTH)
+            process.restart(ritz, k, fresh=PROBE_WIDTH)  # what has not converged has residuals that this would hide
             for _ in range(PROBE_STEPS - 1):
                 process.step()
         elif process.full:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import numpy as np
 
 from eckart._algorithms._block import Basis
-from eckart._algorithms._factors import Factors, Task
+from eckart._algorithms._factors import Factors, Task, triplets
 from eckart._algorithms._krylov import Ritz, first_block, room_for, search
 from eckart.matrix import Operand
 
 __all__ = ["run"]
 
-FLOOR = 8  # of the residuals, in units of eps s_1
+CLOSE = 64  # eps: a tolerance this close to rounding takes products in float64, which round less than float32's sums
+FLOOR = 4  # of the residuals, in units of eps s_1
 
 
 def run(A: Operand, task: Task) -> Factors:
@@ -28,6 +29,7 @@ class _GolubKahan:
     def __init__(self, A: Operand, task: Task) -> None:
         space, (m, n) = A.space, A.shape
         self.A = A
+        self.widen = space.double if task.tol < CLOSE * space.eps else space.single
         self.V = Basis(space, n, room_for(A, task), task.draws(space, n))
         self.U = Basis(space, m, self.V.capacity, task.draws(space, m))
         self.H = np.zeros((self.V.capacity, self.V.capacity))  # UᵀA V
@@ -47,7 +49,7 @@ class _GolubKahan:
     def step(self) -> None:
         A, U, V, H = self.A, self.U, self.V, self.H
         old, new = self.size, slice(self.size, V.size)
-        Y = A.space.single(A.matmat(V.last(self.width)))
+        Y = A.space.single(A.matmat(self.widen(V.last(self.width))))
         if self.scale == 0:
             self.scale = float(A.space.xp.max(A.space.xp.linalg.vector_norm(Y, axis=0)))
         near = max(0, old - self.before)
@@ -56,7 +58,7 @@ class _GolubKahan:
         H[near:old, new] += part
         H[new, new] = U.append(Y, self.scale)
         self.scale = max(self.scale, float(np.linalg.norm(H[:, new], 2)))
-        Z = A.space.single(A.rmatmat(U.last(self.width)))
+        Z = A.space.single(A.rmatmat(self.widen(U.last(self.width))))
         Z, _ = V.project(Z, old)
         Z, _ = V.project(Z)
         self.size, self.before = V.size, self.width
@@ -82,4 +84,4 @@ class _GolubKahan:
         space = self.A.space
         U = self.U.columns @ space.asarray(ritz.left[:, :count])
         V = self.V.columns[:, : self.size] @ space.asarray(ritz.right[:, :count])
-        return Factors(U, space.asarray(ritz.values[:count]), V.T, "golub-kahan")
+        return triplets(space, U, ritz.values[:count], V, "golub-kahan")

@@ -14,13 +14,16 @@ import numpy as np
 
 from eckart._algorithms import golub_kahan
 from eckart._algorithms._block import Basis, orthonormal
-from eckart._algorithms._factors import Factors, Task
+from eckart._algorithms._factors import Factors, Task, triplets
 from eckart._algorithms._krylov import SAFETY, Ritz, first_block, room_for, search
 from eckart.matrix import Operand
 
 __all__ = ["run"]
 
-OVERLAP = 0.3  # sqrt(eps): with no more of it T is exact to rounding (H. Simon, Math. Comp. 42, 1984)
+OVERLAP = (
+    0.3  # sqrt(eps): with less T is exact to rounding (H. Simon, Math. Comp. 42, 1984); and of the tolerance, since
+)
+# restarts let the overlap into the residuals
 BLUR = 8  # the floor of the residuals, in units of eps s_1² / s
 
 
@@ -33,7 +36,7 @@ class _Lanczos:
     def __init__(self, A: Operand, task: Task) -> None:
         space, n = A.space, A.shape[1]
         self.A, self.task = A, task
-        overlap = OVERLAP * math.sqrt(space.eps)
+        overlap = OVERLAP * min(math.sqrt(space.eps), max(task.tol, 32 * space.eps))
         self.V = Basis(space, n, room_for(A, task), task.draws(space, n), overlap)
         self.T = np.zeros((self.V.capacity, self.V.capacity))  # VᵀAᵀA V
         self.R = np.zeros((0, 0))  # AᵀA V = V T + (newest block) R, in the columns of the block before
@@ -91,4 +94,4 @@ class _Lanczos:
             return replace(polished, method=f"lanczos, {polished.method}")
         U = Basis(space, m, V.shape[1], self.task.draws(space, m))
         left, s, right = np.linalg.svd(U.append(space.single(A.matmat(V)), float(ritz.values[0])))
-        return Factors(U.columns @ space.asarray(left), space.asarray(s), space.asarray(right) @ V.T, "lanczos")
+        return triplets(space, U.columns @ space.asarray(left), s, V @ space.asarray(right.T), "lanczos")
