@@ -114,6 +114,17 @@ def test_a_tolerance_is_met_and_a_coarse_one_costs_less(name, method, dtype, tol
 
 
 @pytest.mark.parametrize("method", KRYLOV)
+@pytest.mark.parametrize("name", ["slow decay", "zero"])
+def test_what_cannot_be_met_is_said_of_the_factors_that_are_returned(name, method):
+    A = matrix(name)
+    result = svd(scipy.sparse.csr_array(A), K, tol=0, method=method)
+    U, s, Vt = result
+    left, right = np.linalg.norm(A @ Vt.T - U * s, axis=0), np.linalg.norm(A.T @ U - Vt.T * s, axis=0)
+    assert np.abs(result.residuals - np.maximum(left, right)).max() <= 4e-16
+    assert result.converged == (name == "zero")
+
+
+@pytest.mark.parametrize("method", KRYLOV)
 @pytest.mark.parametrize("shape", [(M, N), (N, M)])
 def test_a_start_changes_the_way_and_not_the_answer(method, shape):
     A = scipy.sparse.csr_array(matrix("slow decay") if shape == (M, N) else matrix("slow decay").T)

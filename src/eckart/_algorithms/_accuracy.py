@@ -102,11 +102,11 @@ def _from_products(A: Operand, U: Array, s: Array, Vt: Array, tol: float, seed: 
     U, s, V = U if whole else convert(U), convert(s), convert(Vt).T
     G = convert(space.normal((n, PROBES), seed + 1))
     AVG = A.matmat(G if whole else xp.concat([V, G], axis=1))
-    EG = AVG[:, -PROBES:]
+    EG, SVG = AVG[:, -PROBES:], s[:, None] * (V.T @ G)
     left, inner, UU, UEG = 0.0, 0.0, 0.0, 0.0
     for rows in _slices(m, k):  # nothing of the size of U is made, nor converted, all at once
         part = convert(U[rows, :])
-        EG[rows, :] -= part @ (s[:, None] * (V.T @ G))
+        EG[rows, :] -= part @ SVG
         UEG = part.T @ EG[rows, :] + UEG
         if not whole:
             AV = AVG[rows, :k]

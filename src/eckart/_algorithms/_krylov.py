@@ -98,8 +98,8 @@ def search(process: Process, task: Task) -> Factors:
         if (process.size <= k and not process.full) or not looks.due(process.full):
             continue
         ritz = process.ritz()
-        first = max(float(ritz.values[0]), np.finfo(float).tiny)
-        goals = np.maximum(SAFETY * task.tol * first, ritz.floor[:k])
+        first = float(ritz.values[0])
+        goals = np.maximum(np.maximum(SAFETY * task.tol * first, ritz.floor[:k]), np.finfo(float).tiny)
         task.report(int(np.sum(ritz.errors[:k] <= goals)))
         excess = float(np.max(ritz.errors[:k] / goals))
         looks.note(excess)

@@ -210,10 +210,10 @@ def _converged(A: Operand, row: Row, task: Task) -> tuple[Factors, Measured | No
     factors = row.run(A, task)
     if not row.iterates:
         return factors, None
-    for _ in range(POLISHES):
+    for polishes_left in reversed(range(POLISHES)):
         measured = measure(A, factors.U[:, :k], factors.s[:k], factors.Vt[:k, :], task.tol, task.seed)
-        if measured.residuals.max() <= task.tol * float(factors.s[0]):
-            break
+        if not polishes_left or measured.residuals.max() <= task.tol * float(factors.s[0]):
+            break  # what is returned is what was measured
         polished = golub_kahan.run(A, replace(task, tol=task.tol / 2, start=factors.Vt.T, probe=False))
         factors = replace(polished, method=_and(factors.method, polished.method))
     return factors, measured
