@@ -117,7 +117,7 @@ def _from_products(A: Operand, U: Array, s: Array, Vt: Array, tol: float, seed: 
     EEG = AUEG[:, -PROBES:] - V @ (s[:, None] * UEG)
 
     size = math.sqrt(total if total is not None else float(xp.sum(space.double(AVG[:, -PROBES:]) ** 2)) / LEAST)
-    rounding = math.sqrt(_length(A)) * eps / 2 * size  # of a product with a unit vector
+    rounding = _rounding(A, eps, size)
     probe = _norm(space, EEG) + rounding * _norm(space, EG)
     spectral = math.sqrt(probe / math.sqrt(LEAST))
     frobenius = (float(xp.linalg.vector_norm(space.double(EG))) + rounding * math.sqrt(PROBES)) / math.sqrt(LEAST)
@@ -141,7 +141,7 @@ def _single_will_do(A: Operand, s: Any, total: float | None, tol: float) -> bool
     if A.space.name != "float32" or total is None or not len(s):
         return False
     left_out = total - float(s @ s)
-    rounding = math.sqrt(_length(A)) * A.space.eps / 2 * math.sqrt(total)
+    rounding = _rounding(A, A.space.eps, math.sqrt(total))
     return rounding <= SINGLE_SHARE * tol * float(s[0]) and left_out >= VISIBLE * total
 
 
@@ -150,10 +150,10 @@ def _slices(m: int, k: int) -> Iterable[slice]:
     return (slice(start, start + step) for start in range(0, m, step))
 
 
-def _length(A: Operand) -> float:
-    """Return how many products are added up one after the other in a product with A; BLAS does so in blocks."""
+def _rounding(A: Operand, eps: float, norm: float) -> float:
+    """Return the probable rounding error of A, of this Frobenius norm, times a unit vector; BLAS adds up in blocks."""
     (m, n), longest = A.shape, BLAS_BLOCK if A.in_memory else math.inf
-    return min(max(A.stored / m, A.stored / n, 1), longest)
+    return math.sqrt(min(max(A.stored / m, A.stored / n, 1), longest)) * eps / 2 * norm
 
 
 def _norm(space: Space, X: Array) -> float:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from eckart._algorithms._block import Basis
 from eckart._algorithms._factors import Factors, Task
+from eckart._arrays import Array
 from eckart.matrix import Operand
 
-__all__ = ["SAFETY", "Process", "Ritz", "first_block", "room_for", "search"]
+__all__ = ["SAFETY", "Process", "Ritz", "basis_columns", "search"]
 
 DENSE_WIDTH, SPARSE_WIDTH = 32, 16  # columns of a block: a product of fewer takes nearly as long
 BASIS_RANKS, BASIS_BLOCKS = 4, 14  # columns of a basis: 4 k, or k and 14 blocks; more cost more than restarts
@@ -37,52 +39,88 @@ class Ritz:
     left: Any = None
 
 
-class Process(Protocol):
-    """A basis that grows by a block a step, and the problem projected on it."""
+class Process(ABC):
+    """A basis V that grows by a block a step, and the problem projected on it.
 
-    width: int  # of the newest block, which is part of the basis but not yet of the projected problem
+    width: of the newest block, which is part of the basis but not yet of the projected problem. before: of the block
+    before it. R: what the last product leaves outside the basis is (newest block) R, in the columns of that block.
+    """
 
-    @property
-    def size(self) -> int:
-        """Return how many columns the projected problem has."""
+    def __init__(self, A: Operand, task: Task, overlap: float | None = None) -> None:
+        space, n = A.space, A.shape[1]
+        self.A, self.task = A, task
+        self.V = Basis(space, n, _room_for(A, task), task.draws(space, n), overlap)
+        self.projected = np.zeros((self.V.capacity, self.V.capacity))
+        self.R = np.zeros((0, 0))
+        self.scale = 0.0
+        self.size, self.before = 0, 0
+        self.width = _first_block(self.V, task, A.in_memory)
 
     @property
     def full(self) -> bool:
         """Say whether there is no room for another step."""
+        return self.exhausted or (self.V.room < self.width and self.V.capacity < self.V.length)
 
     @property
     def exhausted(self) -> bool:
         """Say whether the projected problem is the whole one."""
+        return self.size == self.V.length
 
+    @abstractmethod
     def step(self) -> None:
         """Multiply the newest block and let the basis grow by what is new in the product."""
 
+    @abstractmethod
     def ritz(self) -> Ritz:
         """Solve the projected problem."""
 
-    def restart(self, ritz: Ritz, keep: int, fresh: int) -> None:
-        """Keep so many Ritz vectors, and the newest block or, where fresh > 0, so many random columns instead."""
-
+    @abstractmethod
     def factors(self, ritz: Ritz, count: int) -> Factors:
         """Return the triplets of so many Ritz vectors."""
 
+    @abstractmethod
+    def values_projected(self, s: Any) -> Any:
+        """Return the diagonal of the projected problem of triplets with these singular values."""
 
-def first_block(V: Basis, task: Task, in_memory: bool) -> int:
+    def restart(self, ritz: Ritz, keep: int, fresh: int) -> None:
+        """Keep so many Ritz vectors, and the newest block or, where fresh > 0, so many random columns instead."""
+        keep = min(keep, self.size)
+        self.V.rotate(ritz.right[:, :keep], 0 if fresh else self.width)
+        self.projected[:] = 0
+        self.projected[range(keep), range(keep)] = self.values_projected(ritz.values[:keep])
+        self.size, self.before = keep, keep
+        if fresh:
+            self.width = self.V.append_random(fresh)
+
+    def grow(self, W: Array) -> None:
+        """Count the newest block to the projected problem, and add what is left of its product as the next one."""
+        self.size, self.before = self.V.size, self.width
+        self.R = self.V.append(W, self.scale)
+        self.width = len(self.R)
+
+
+def _first_block(V: Basis, task: Task, in_memory: bool) -> int:
     """Put the first block into the basis and return its width: random columns, or the start and a few of these."""
     if task.start is None:
-        width = min(DENSE_WIDTH if in_memory else SPARSE_WIDTH, V.room)
-        V.append_random(width)
-        return width
+        return V.append_random(block_width(in_memory))
     V.append(task.start, 1.0)
-    V.append_random(min(PROBE_WIDTH if task.probe else 0, V.room))
+    V.append_random(PROBE_WIDTH if task.probe else 0)
     return V.size
 
 
-def room_for(A: Operand, task: Task) -> int:
+def _room_for(A: Operand, task: Task) -> int:
     """Return how many columns the basis may take."""
-    width = DENSE_WIDTH if A.in_memory else SPARSE_WIDTH
     wide = 0 if task.start is None else task.start.shape[1] + PROBE_WIDTH
-    return max(BASIS_RANKS * task.k, task.k + BASIS_BLOCKS * width, 4 * wide)
+    return max(basis_columns(task.k, A.in_memory), 4 * wide)
+
+
+def block_width(in_memory: bool) -> int:
+    return DENSE_WIDTH if in_memory else SPARSE_WIDTH
+
+
+def basis_columns(k: int, in_memory: bool) -> int:
+    """Return how many columns a basis takes that starts from random ones."""
+    return max(BASIS_RANKS * k, k + BASIS_BLOCKS * block_width(in_memory))
 
 
 def search(process: Process, task: Task) -> Factors:

@@ -249,8 +249,8 @@ def _times(space: Space, X: Array, signs: Array) -> Array:
     Algorithms make their arrays: one that has this form already is changed where it is.
     """
     if isinstance(X, np.ndarray) and X.dtype == space.returned and X.flags.c_contiguous and X.flags.writeable:
-        whole = X.base is None or X.base.nbytes == X.nbytes
-        if whole:
+        owns_its_memory = X.base is None or X.base.nbytes == X.nbytes
+        if owns_its_memory:
             return np.multiply(X, signs, out=X)
     product = space.xp.empty(tuple(X.shape), dtype=space.returned, device=space.device)
     signs = space.xp.broadcast_to(signs, tuple(X.shape))

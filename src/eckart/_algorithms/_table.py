@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from eckart._algorithms import golub_kahan, gram, lanczos, lapack, sketch, tall
 from eckart._algorithms._factors import Factors, Task
+from eckart._algorithms._krylov import basis_columns
 from eckart.errors import UsageError
 from eckart.matrix import Operand
 
 __all__ = ["METHODS", "TABLE", "Problem", "Row", "admissible", "cheapest"]
 
 CALL_FLOPS = 1e6  # what a processor does in the 20 microseconds that a product takes however small it is, at 50 Gflop/s
-COARSE = 64  # eps: the smallest relative residual for which squaring is tried
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Problem:
 class Row:
     """An algorithm: when it applies, in code and in words; its cost in readings of A and in flops; how it is run.
 
-    iterates: whether it ends by a tolerance, so that what it gives may be polished. by_itself: "auto" may take it.
+    iterates: whether it ends by a tolerance, so that what it gives may be polished. by_itself: when "auto" may take it.
     """
 
     name: str
@@ -43,12 +43,12 @@ class Row:
     flops: Callable[[Problem], float]
     run: Callable[[Operand, Task], Factors]
     iterates: bool = False
-    by_itself: bool = True
+    by_itself: Callable[[Problem], bool] = lambda p: True
 
 
 def _krylov_columns(p: Problem) -> float:
-    """Return how many columns a Krylov method multiplies, as a rule: a basis of 4 k, or of k and 14 blocks."""
-    return min(p.n, max(4 * p.k, p.k + 14 * 16))
+    """Return how many columns a Krylov method multiplies, as a rule: a basis full."""
+    return min(p.n, basis_columns(p.k, in_memory=False))
 
 
 # flops of LAPACK: Golub & Van Loan, Matrix Computations, 4th ed., section 8.6 (R-SVD), and per entry what its QR of
@@ -84,6 +84,7 @@ TABLE = (
         ),
         run=lanczos.run,
         iterates=True,
+        by_itself=lambda p: p.tol >= golub_kahan.CLOSE,
     ),
     Row(
         "golub-kahan",
@@ -111,7 +112,7 @@ TABLE = (
         passes=lambda p: 2,
         flops=lambda p: 8 * p.k * p.stored + 40 * (p.m + p.n) * p.k**2,
         run=sketch.run,
-        by_itself=False,
+        by_itself=lambda p: False,
     ),
 )
 METHODS = ("auto", *(row.name for row in TABLE))
@@ -120,9 +121,7 @@ METHODS = ("auto", *(row.name for row in TABLE))
 def admissible(problem: Problem, method: str) -> list[Row]:
     """Return the rows that apply, or the one that was asked for. UsageError: that one does not apply."""
     if method == "auto":
-        rows = [row for row in TABLE if row.by_itself and row.applies(problem)]
-        coarse = problem.tol >= COARSE
-        return [row for row in rows if coarse or row.name != "lanczos"]
+        return [row for row in TABLE if row.by_itself(problem) and row.applies(problem)]
     row = next(row for row in TABLE if row.name == method)
     if not row.applies(problem):
         raise UsageError(

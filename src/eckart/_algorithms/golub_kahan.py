@@ -7,14 +7,16 @@ Overton, ACM Trans. Math. Softw. 7(2), 1981; restarts: Baglama & Reichel, SIAM J
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from eckart._algorithms._block import Basis
 from eckart._algorithms._factors import Factors, Task, triplets
-from eckart._algorithms._krylov import Ritz, first_block, room_for, search
+from eckart._algorithms._krylov import Process, Ritz, search
 from eckart.matrix import Operand
 
-__all__ = ["run"]
+__all__ = ["CLOSE", "run"]
 
 CLOSE = 64  # eps: a tolerance this close to rounding takes products in float64, which round less than float32's sums
 FLOOR = 4  # of the residuals, in units of eps s_1
@@ -25,29 +27,17 @@ def run(A: Operand, task: Task) -> Factors:
     return search(_GolubKahan(A, task), task)
 
 
-class _GolubKahan:
+class _GolubKahan(Process):
+    """projected: H = UᵀA V, with AᵀU = V Hᵀ + (newest block) R."""
+
     def __init__(self, A: Operand, task: Task) -> None:
-        space, (m, n) = A.space, A.shape
-        self.A = A
+        super().__init__(A, task)
+        space, m = A.space, A.shape[0]
         self.widen = space.double if task.tol < CLOSE * space.eps else space.single
-        self.V = Basis(space, n, room_for(A, task), task.draws(space, n))
         self.U = Basis(space, m, self.V.capacity, task.draws(space, m))
-        self.H = np.zeros((self.V.capacity, self.V.capacity))  # UᵀA V
-        self.R = np.zeros((0, 0))  # AᵀU = V Hᵀ + (newest block) R, in the columns of the last block of U
-        self.scale = 0.0
-        self.size, self.before = 0, 0
-        self.width = first_block(self.V, task, A.in_memory)
-
-    @property
-    def full(self) -> bool:
-        return self.exhausted or (self.V.room < self.width and self.V.capacity < self.V.length)
-
-    @property
-    def exhausted(self) -> bool:
-        return self.size == self.V.length
 
     def step(self) -> None:
-        A, U, V, H = self.A, self.U, self.V, self.H
+        A, U, V, H = self.A, self.U, self.V, self.projected
         old, new = self.size, slice(self.size, V.size)
         Y = A.space.single(A.matmat(self.widen(V.last(self.width))))
         if self.scale == 0:
@@ -61,24 +51,19 @@ class _GolubKahan:
         Z = A.space.single(A.rmatmat(self.widen(U.last(self.width))))
         Z, _ = V.project(Z, old)
         Z, _ = V.project(Z)
-        self.size, self.before = V.size, self.width
-        self.R = V.append(Z, self.scale)
-        self.width = len(self.R)
+        self.grow(Z)
 
     def ritz(self) -> Ritz:
-        left, values, right = np.linalg.svd(self.H[: self.size, : self.size])
+        left, values, right = np.linalg.svd(self.projected[: self.size, : self.size])
         errors = np.linalg.norm(self.R @ left[self.size - self.before :], axis=0)
         return Ritz(values, errors, np.full(self.size, FLOOR * self.A.space.eps * values[0]), right.T, left)
 
     def restart(self, ritz: Ritz, keep: int, fresh: int) -> None:
-        keep = min(keep, self.size)
-        self.U.rotate(ritz.left[:, :keep], 0)
-        self.V.rotate(ritz.right[:, :keep], 0 if fresh else self.width)
-        self.H[:] = 0
-        self.H[range(keep), range(keep)] = ritz.values[:keep]
-        self.size, self.before = keep, keep
-        if fresh:
-            self.width = self.V.append_random(fresh)
+        self.U.rotate(ritz.left[:, : min(keep, self.size)], 0)
+        super().restart(ritz, keep, fresh)
+
+    def values_projected(self, s: Any) -> Any:
+        return s
 
     def factors(self, ritz: Ritz, count: int) -> Factors:
         space = self.A.space

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from eckart._algorithms import golub_kahan
 from eckart._algorithms._block import Basis, orthonormal
 from eckart._algorithms._factors import Factors, Task, triplets
-from eckart._algorithms._krylov import SAFETY, Ritz, first_block, room_for, search
+from eckart._algorithms._krylov import SAFETY, Process, Ritz, search
 from eckart.matrix import Operand
 
 __all__ = ["run"]
@@ -32,28 +33,15 @@ def run(A: Operand, task: Task) -> Factors:
     return search(_Lanczos(A, task), task)
 
 
-class _Lanczos:
+class _Lanczos(Process):
+    """projected: T = VᵀAᵀA V, with AᵀA V = V T + (newest block) R."""
+
     def __init__(self, A: Operand, task: Task) -> None:
-        space, n = A.space, A.shape[1]
-        self.A, self.task = A, task
-        overlap = OVERLAP * min(math.sqrt(space.eps), max(task.tol, 32 * space.eps))
-        self.V = Basis(space, n, room_for(A, task), task.draws(space, n), overlap)
-        self.T = np.zeros((self.V.capacity, self.V.capacity))  # VᵀAᵀA V
-        self.R = np.zeros((0, 0))  # AᵀA V = V T + (newest block) R, in the columns of the block before
-        self.scale = 0.0
-        self.size, self.before = 0, 0
-        self.width = first_block(self.V, task, A.in_memory)
-
-    @property
-    def full(self) -> bool:
-        return self.exhausted or (self.V.room < self.width and self.V.capacity < self.V.length)
-
-    @property
-    def exhausted(self) -> bool:
-        return self.size == self.V.length
+        eps = A.space.eps
+        super().__init__(A, task, OVERLAP * min(math.sqrt(eps), max(task.tol, 32 * eps)))
 
     def step(self) -> None:
-        V, T = self.V, self.T
+        V, T = self.V, self.projected
         old, new = self.size, slice(self.size, V.size)
         W = self.A.space.single(self.A.rmatmat(self.A.matmat(V.last(self.width))))
         near = max(0, old - self.before)
@@ -63,12 +51,10 @@ class _Lanczos:
         T[new, new] = (T[new, new] + T[new, new].T) / 2
         T[new, :old] = T[:old, new].T
         self.scale = max(self.scale, float(np.linalg.norm(T[new, new], 2)))
-        self.size, self.before = V.size, self.width
-        self.R = V.append(W, self.scale)
-        self.width = len(self.R)
+        self.grow(W)
 
     def ritz(self) -> Ritz:
-        squares, vectors = np.linalg.eigh(self.T[: self.size, : self.size])
+        squares, vectors = np.linalg.eigh(self.projected[: self.size, : self.size])
         squares, vectors = np.maximum(squares[::-1], 0), vectors[:, ::-1]
         values = np.sqrt(squares)
         safe = np.maximum(values, np.finfo(float).tiny)
@@ -76,14 +62,8 @@ class _Lanczos:
         floor = BLUR * self.A.space.eps * squares[0] / safe
         return Ritz(values, errors, floor, vectors)
 
-    def restart(self, ritz: Ritz, keep: int, fresh: int) -> None:
-        keep = min(keep, self.size)
-        self.V.rotate(ritz.right[:, :keep], 0 if fresh else self.width)
-        self.T[:] = 0
-        self.T[range(keep), range(keep)] = ritz.values[:keep] ** 2
-        self.size, self.before = keep, keep
-        if fresh:
-            self.width = self.V.append_random(fresh)
+    def values_projected(self, s: Any) -> Any:
+        return s**2
 
     def factors(self, ritz: Ritz, count: int) -> Factors:
         """Multiply the Ritz vectors by A once, so that the singular values are found without squaring."""
