@@ -11,6 +11,7 @@ import scipy.sparse as sp
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from svd_cases import Own
 
 import eckart
 from benchmarks.cases.rank_rules import draw
@@ -146,27 +147,14 @@ def test_kinds_of_one_matrix_agree(rule):
     assert ranks[0] == 3 or rule in ("evbmf", "gavish-donoho")
 
 
-class Products:
-    """A matrix that offers products alone."""
-
-    def __init__(self, A):
-        self.A, self.shape, self.dtype = A, A.shape, A.dtype
-
-    def matmat(self, X):
-        return self.A @ X
-
-    def rmatmat(self, Y):
-        return self.A.T @ Y
-
-
 def test_products_alone_serve_where_all_values_are_found():
-    rank = eckart.choose_rank(Products(draw(90, 60, 3, 3, "white", 4)))
+    rank = eckart.choose_rank(Own(draw(90, 60, 3, 3, "white", 4)))
     assert rank == 3
     assert "assumed, not tested" in rank.reason
     with pytest.raises(UsageError, match="'whitened' needs the entries"):
-        eckart.choose_rank(Products(np.eye(4)), rule="whitened")
+        eckart.choose_rank(Own(np.eye(4)), rule="whitened")
     with pytest.raises(UsageError, match=r"products alone only bound that; pass an array"):
-        eckart.choose_rank(Products(draw(1500, 800, 0, 0, "white", 0)))
+        eckart.choose_rank(Own(draw(1500, 800, 0, 0, "white", 0)))
 
 
 @pytest.mark.parametrize("rule", NO_ENERGY)

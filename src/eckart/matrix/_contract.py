@@ -9,7 +9,7 @@ from eckart._arrays import Array, Space
 from eckart._registry import Registry
 from eckart.errors import NumericalError
 
-__all__ = ["InMemory", "Matrix", "Operand", "kinds", "nonfinite"]
+__all__ = ["ByProducts", "InMemory", "Matrix", "Operand", "kinds", "nonfinite"]
 
 
 @runtime_checkable
@@ -70,6 +70,18 @@ class InMemory(Operand, Protocol):
 
     def panels(self) -> Iterator[tuple[slice, Array]]:
         """Give the entries in float64, some rows at a time, each time with their place. It reads A once."""
+
+
+class ByProducts:
+    """What an operand says that has no array of its entries."""
+
+    @property
+    def in_memory(self) -> bool:
+        return False
+
+    @property
+    def entries(self) -> Array:
+        return None
 
 
 kinds: Registry[Callable[[Any], Operand]] = Registry()

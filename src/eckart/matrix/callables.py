@@ -10,13 +10,13 @@ import numpy as np
 
 from eckart._arrays import Array, Space, numpy_space, power_of_two
 from eckart.errors import NumericalError, UsageError
-from eckart.matrix._contract import Matrix, nonfinite
+from eckart.matrix._contract import ByProducts, Matrix, nonfinite
 
 __all__ = ["Products", "products"]
 
 
 @dataclass(frozen=True, eq=False)
-class Products:
+class Products(ByProducts):
     """A matrix known by its products. Each one is checked, since the code that makes it is the caller's."""
 
     given: Matrix
@@ -31,14 +31,6 @@ class Products:
     @property
     def dtype(self) -> Any:
         return self.space.dtype
-
-    @property
-    def in_memory(self) -> bool:
-        return False
-
-    @property
-    def entries(self) -> None:
-        return None
 
     @property
     def stored(self) -> int:

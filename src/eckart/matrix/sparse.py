@@ -12,7 +12,7 @@ from eckart._arrays import Array, Space, numpy_space, power_of_two
 from eckart._kernels import first_nonfinite
 from eckart._kernels.csr import CompressedRows, form
 from eckart.errors import NumericalError, UsageError
-from eckart.matrix._contract import Operand, kinds, nonfinite
+from eckart.matrix._contract import ByProducts, Operand, kinds, nonfinite
 from eckart.matrix.wrappers import Transposed, transposed
 
 __all__ = ["Sparse", "as_scipy", "sparse"]
@@ -21,7 +21,7 @@ BLOCK_ENTRIES = 1 << 16  # squared at a time, so that the squares stay in the ca
 
 
 @dataclass(frozen=True, eq=False)
-class Sparse:
+class Sparse(ByProducts):
     """A matrix in compressed rows."""
 
     rows: CompressedRows
@@ -34,14 +34,6 @@ class Sparse:
     @property
     def dtype(self) -> Any:
         return self.rows.values.dtype
-
-    @property
-    def in_memory(self) -> bool:
-        return False
-
-    @property
-    def entries(self) -> None:
-        return None
 
     @property
     def stored(self) -> int:

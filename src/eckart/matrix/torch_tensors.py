@@ -11,7 +11,7 @@ import numpy as np
 from eckart._arrays import Array, Space, numpy_space, power_of_two, space_of
 from eckart.errors import UsageError
 from eckart.matrix._borrowed import borrowed
-from eckart.matrix._contract import Operand, kinds, nonfinite
+from eckart.matrix._contract import ByProducts, Operand, kinds, nonfinite
 from eckart.matrix.dense import dense
 
 __all__ = ["OnDevice", "is_sparse", "on_device"]
@@ -82,7 +82,7 @@ def _to_torch(array: Array) -> Any:
 
 
 @dataclass(frozen=True, eq=False)
-class OnDevice:
+class OnDevice(ByProducts):
     """A sparse tensor whose products torch makes, where the tensor is and in its own type."""
 
     rows: Any
@@ -96,14 +96,6 @@ class OnDevice:
     @property
     def dtype(self) -> Any:
         return self.rows.dtype
-
-    @property
-    def in_memory(self) -> bool:
-        return False
-
-    @property
-    def entries(self) -> None:
-        return None
 
     @property
     def stored(self) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from eckart._arrays import Array, Space, enter, power_of_two, to_numpy
 from eckart.errors import UsageError
-from eckart.matrix._contract import InMemory, Operand
+from eckart.matrix._contract import ByProducts, InMemory, Operand
 from eckart.matrix.dense import Dense
 
 __all__ = ["Centred", "Counted", "Transposed", "Weighted", "centred", "transposed", "weighted"]
@@ -138,7 +138,7 @@ class Transposed(_View):
 
 
 @dataclass(eq=False)
-class Centred(_View):
+class Centred(ByProducts, _View):
     """A - 1 meanᵀ, known by its products.
 
     mean: (n,), float64, of rows with these weights (m,). Products come in float64 too, for the subtraction may cancel
@@ -147,14 +147,6 @@ class Centred(_View):
 
     mean: Array
     weights: Array
-
-    @property
-    def in_memory(self) -> bool:
-        return False
-
-    @property
-    def entries(self) -> None:
-        return None
 
     def matmat(self, X: Array, /) -> Array:
         X = self.space.double(X)
