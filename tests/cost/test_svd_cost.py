@@ -8,7 +8,7 @@ import scipy.sparse
 from scipy.sparse.linalg import aslinearoperator
 
 from eckart import svd
-from eckart._algorithms import METHODS, TABLE, _accuracy, gram
+from eckart._algorithms import METHODS, TABLE, _accuracy, _solve, gram
 from eckart._algorithms._table import Problem, admissible, cheapest
 from eckart.matrix import as_matrix
 
@@ -77,6 +77,15 @@ def test_the_certificate_reads_a_matrix_twice(by_products, k, dtype):
     measured = _accuracy.measure(as_matrix(A), U[:, :k], s[:k], Vt[:k], 1e-3, seed=0)
     assert A.products == 2
     assert measured.failure > 0
+
+
+def test_a_polish_that_squaring_makes_necessary_does_not_wait_for_a_measurement(monkeypatch):
+    A = np.random.default_rng(0).standard_normal((300, 200)) * np.geomspace(1, 1e-5, 200)
+    measured = []
+    measure = _accuracy.measure
+    monkeypatch.setattr(_solve, "measure", lambda *args: measured.append(args) or measure(*args))
+    result = svd(scipy.sparse.csr_array(A.astype(np.float32)), 40, tol=1e-5, method="lanczos")
+    assert (result.method, result.converged, len(measured)) == ("lanczos, golub-kahan", True, 1)
 
 
 def test_a_warm_start_takes_a_third_of_the_passes():

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.interrupts import heed_interrupts
 from typer.testing import CliRunner
 
 from eckart.cli import app
@@ -193,11 +194,8 @@ def test_disk_full(model: Path, texts: dict[str, Path], tmp_path: Path) -> None:
 def test_interrupted(
     model: Path, texts: dict[str, Path], tmp_path: Path, number: signal.Signals, status: int, stage: str
 ) -> None:
-    def heed() -> None:  # a background job of a shell is started with SIGINT ignored, and its children inherit that
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
     with subprocess.Popen(
-        command(model, tmp_path / "out", texts), stderr=subprocess.PIPE, text=True, preexec_fn=heed
+        command(model, tmp_path / "out", texts), stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
     ) as process:
         assert process.stderr is not None
         assert any(stage in line for line in process.stderr), f"never came to {stage}"

@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 import scipy.sparse
+from tests.interrupts import heed_interrupts
 
 from eckart import svd
 
@@ -35,7 +36,8 @@ print("same", np.array_equal(before, svd(A, 2, tol=0.3).s), flush=True)
 @pytest.mark.parametrize("method", ["lanczos", "golub-kahan"])
 @pytest.mark.parametrize("kind", ["sparse", "dense"])
 def test_ctrl_c_ends_an_svd_within_a_step_and_the_next_one_works(kind, method):
-    child = subprocess.Popen([sys.executable, "-c", CHILD, kind, method], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", CHILD, kind, method]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heed_interrupts)
     guard = threading.Timer(120, child.kill)
     guard.start()
     assert child.stdout is not None

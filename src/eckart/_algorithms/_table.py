@@ -14,6 +14,7 @@ from eckart.matrix import Operand
 __all__ = ["METHODS", "TABLE", "Problem", "Row", "admissible", "cheapest"]
 
 CALL_FLOPS = 1e6  # what a processor does in the 20 microseconds that a product takes however small it is, at 50 Gflop/s
+COARSE = 64  # eps: the smallest relative residual for which squaring is tried
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ TABLE = (
         ),
         run=lanczos.run,
         iterates=True,
-        by_itself=lambda p: p.tol >= golub_kahan.CLOSE,
+        by_itself=lambda p: p.tol >= COARSE,
     ),
     Row(
         "golub-kahan",

@@ -16,9 +16,8 @@ from eckart._algorithms._factors import Factors, Task, triplets
 from eckart._algorithms._krylov import Process, Ritz, search
 from eckart.matrix import Operand
 
-__all__ = ["CLOSE", "run"]
+__all__ = ["run"]
 
-CLOSE = 64  # eps: a tolerance this close to rounding takes products in float64, which round less than float32's sums
 FLOOR = 4  # of the residuals, in units of eps s_1
 
 
@@ -33,13 +32,12 @@ class _GolubKahan(Process):
     def __init__(self, A: Operand, task: Task) -> None:
         super().__init__(A, task)
         space, m = A.space, A.shape[0]
-        self.widen = space.double if task.tol < CLOSE * space.eps else space.single
         self.U = Basis(space, m, self.V.capacity, task.draws(space, m))
 
     def step(self) -> None:
         A, U, V, H = self.A, self.U, self.V, self.projected
         old, new = self.size, slice(self.size, V.size)
-        Y = A.space.single(A.matmat(self.widen(V.last(self.width))))
+        Y = A.space.single(A.matmat(V.last(self.width)))
         if self.scale == 0:
             self.scale = float(A.space.xp.max(A.space.xp.linalg.vector_norm(Y, axis=0)))
         near = max(0, old - self.before)
@@ -48,7 +46,7 @@ class _GolubKahan(Process):
         H[near:old, new] += part
         H[new, new] = U.append(Y, self.scale)
         self.scale = max(self.scale, float(np.linalg.norm(H[:, new], 2)))
-        Z = A.space.single(A.rmatmat(self.widen(U.last(self.width))))
+        Z = A.space.single(A.rmatmat(U.last(self.width)))
         Z, _ = V.project(Z, old)
         Z, _ = V.project(Z)
         self.grow(Z)
