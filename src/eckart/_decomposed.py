@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 import tokenize
 import zipfile
 import zlib
@@ -15,23 +14,12 @@ from typing import Any
 import numpy as np
 
 from eckart import _algorithms as algorithms
+from eckart._arguments import checked_fraction, checked_rank, is_real
 from eckart._arrays import Array, Space, inside, own, space_of, stay, to_numpy
 from eckart._files import write_whole
 from eckart.errors import InputError, RankError, UsageError
 
-__all__ = [
-    "ARRAYS",
-    "BOUNDS",
-    "MALFORMED",
-    "SVD",
-    "Certificate",
-    "certificate",
-    "checked_fraction",
-    "checked_rank",
-    "each_array",
-    "is_real",
-    "is_whole",
-]
+__all__ = ["ARRAYS", "BOUNDS", "MALFORMED", "SVD", "Certificate", "certificate", "each_array"]
 
 FILE_FORMAT = 2
 # What NumPy, SciPy and zipfile raise on files that are damaged, cut short, encrypted or of another kind.
@@ -296,32 +284,3 @@ def _unit(s: Any) -> Any:
     """Return a unit (..., 1) for each row of singular values in which no square leaves the range of float64."""
     largest = np.max(s, axis=-1, keepdims=True, initial=0.0)
     return largest + (largest == 0)
-
-
-def checked_rank(k: Any, largest: int, of: str) -> int:
-    """Return k as an int. RankError, which names what k was asked of: not a whole number from 0 to the largest."""
-    if not is_whole(k):
-        raise RankError(f"k = {k!r} is not a whole number", fix=f"pass 0 <= k <= {largest}, or error=")
-    if k < 0 or k > largest:
-        raise RankError(
-            f"k = {k} singular values asked of {of}, which has at most {largest}",
-            fix=f"pass 0 <= k <= {largest} or error=",
-        )
-    return int(k)
-
-
-def checked_fraction(error: Any) -> float:
-    """Return a relative Frobenius error as a float. UsageError: it is not a number from 0 to 1."""
-    if not (is_real(error) and 0 <= error <= 1):
-        raise UsageError(f"error = {error!r} is not a part of ‖A‖_F", fix="pass a number from 0 to 1, such as 0.1")
-    return float(error)
-
-
-def is_real(x: Any) -> bool:
-    """Say whether x is a real number; True and False are not."""
-    return isinstance(x, numbers.Real) and not isinstance(x, bool)
-
-
-def is_whole(x: Any) -> bool:
-    """Say whether x is an integer; True and False are not."""
-    return isinstance(x, numbers.Integral) and not isinstance(x, bool)

@@ -11,18 +11,9 @@ from typing import Any
 import numpy as np
 
 from eckart import _algorithms as algorithms
+from eckart._arguments import checked_fraction, checked_rank, is_real, is_whole
 from eckart._arrays import Array, inside, space_of
-from eckart._decomposed import (
-    ARRAYS,
-    BOUNDS,
-    SVD,
-    certificate,
-    checked_fraction,
-    checked_rank,
-    each_array,
-    is_real,
-    is_whole,
-)
+from eckart._decomposed import ARRAYS, BOUNDS, SVD, certificate, each_array
 from eckart._gradients import Call, opaque, route
 from eckart._progress import progress_shown
 from eckart.errors import UsageError

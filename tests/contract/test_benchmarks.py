@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from tests.interrupts import heed_interrupts
+from tests.children import HEED_INTERRUPTS, prepared
 
 from benchmarks import records, report, timing
 from benchmarks.case import Claim, Measured
@@ -116,10 +116,8 @@ def test_a_cell_is_stopped_at_its_limit(bench: Bench) -> None:
 
 def test_ctrl_c_keeps_what_is_finished(bench: Bench) -> None:
     bench.write("1", CASE.replace("seen =", "time.sleep(60 * (threads - 1)); seen ="))
-    command = [sys.executable, "-m", "benchmarks.run", *bench.where()]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed_interrupts
-    )
+    command = prepared([sys.executable, "-m", "benchmarks.run", *bench.where()], HEED_INTERRUPTS)
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stderr is not None
     while "2 threads: measuring" not in (line := process.stderr.readline()):
         assert line, "it ended before the second cell"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import signal
 import subprocess
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.interrupts import heed_interrupts
+from tests.children import HEED_INTERRUPTS, prepared
 from typer.testing import CliRunner
 
 from eckart.cli import app
@@ -176,13 +175,12 @@ def command(model: Path, out: Path, texts: dict[str, Path]) -> list[str]:
 
 
 def test_disk_full(model: Path, texts: dict[str, Path], tmp_path: Path) -> None:
-    def limit() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
-    done = subprocess.run(
-        command(model, tmp_path / "out", texts), preexec_fn=limit, capture_output=True, text=True, check=False
+    limited = prepared(
+        command(model, tmp_path / "out", texts),
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))",
     )
+    done = subprocess.run(limited, capture_output=True, text=True, check=False)
     assert done.returncode == 5, done.stderr
     assert "error[E-space]" in done.stderr
     assert "fix: " in done.stderr
@@ -195,7 +193,7 @@ def test_interrupted(
     model: Path, texts: dict[str, Path], tmp_path: Path, number: signal.Signals, status: int, stage: str
 ) -> None:
     with subprocess.Popen(
-        command(model, tmp_path / "out", texts), stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+        prepared(command(model, tmp_path / "out", texts), HEED_INTERRUPTS), stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stderr is not None
         assert any(stage in line for line in process.stderr), f"never came to {stage}"

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import scipy.sparse
-from tests.interrupts import heed_interrupts
+from tests.children import HEED_INTERRUPTS, prepared
 
 from eckart import svd
 
@@ -36,8 +36,8 @@ print("same", np.array_equal(before, svd(A, 2, tol=0.3).s), flush=True)
 @pytest.mark.parametrize("method", ["lanczos", "golub-kahan"])
 @pytest.mark.parametrize("kind", ["sparse", "dense"])
 def test_ctrl_c_ends_an_svd_within_a_step_and_the_next_one_works(kind, method):
-    command = [sys.executable, "-c", CHILD, kind, method]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heed_interrupts)
+    command = prepared([sys.executable, "-c", CHILD, kind, method], HEED_INTERRUPTS)
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     guard = threading.Timer(120, child.kill)
     guard.start()
     assert child.stdout is not None

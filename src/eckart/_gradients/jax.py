@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eckart._arguments import checked_rank
 from eckart._arrays import floating
-from eckart._decomposed import BOUNDS, SVD, Certificate, checked_rank
+from eckart._decomposed import BOUNDS, SVD, Certificate
 from eckart._gradients._result import Call, Differentiable, differentiable, unrounded
 from eckart._gradients._rules import pull_factors, pull_low_rank
 from eckart.errors import UsageError

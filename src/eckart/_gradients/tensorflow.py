@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from eckart._arguments import checked_rank
 from eckart._arrays import floating, inside
-from eckart._decomposed import BOUNDS, SVD, Certificate, checked_rank
+from eckart._decomposed import BOUNDS, SVD, Certificate
 from eckart._gradients._result import Call, Differentiable, differentiable, unrounded
 from eckart._gradients._rules import pull_factors, pull_low_rank
 from eckart.errors import UsageError

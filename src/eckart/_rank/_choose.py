@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from eckart._decomposed import is_real, is_whole
+from eckart._arguments import is_real, is_whole
 from eckart._rank._answer import Rank
 from eckart._rank._data import Data
 from eckart._rank._evidence import Evidence, gathered

@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from eckart._arguments import is_whole
 from eckart._arrays import to_numpy
-from eckart._decomposed import SVD, is_whole
+from eckart._decomposed import SVD
 from eckart._rank._data import Data, observed, values_of, values_of_svd
 from eckart._rank._values import MoreValuesNeeded, Values
 from eckart.errors import NumericalError, UsageError
