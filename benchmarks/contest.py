@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,11 +22,15 @@ GIVE_UP = 3.0
 FALLS = 0.9  # an error that is more than this part of the one before has reached its floor, which rounding sets
 SHORT_S = 1.0  # what takes less is run three times in the search, and the shortest time counts
 DEFAULTS = "randomized_svd's defaults"
+AGAINST = "Eckart, against these defaults"
 
 
 @dataclass(frozen=True)
 class Bars:
-    """The ratios wanted at the target `at`; default_*: against randomized_svd as it is called without settings."""
+    """The ratios wanted at the target `at`; default_*: against randomized_svd as it is called without settings.
+
+    Both of these are of one setting of Eckart's: the loosest whose error is so many times smaller, if a bar is set.
+    """
 
     at: float
     best: float
@@ -94,7 +98,8 @@ class Search:
     def entries(
         self, solvers: Sequence[Solver], peers: Sequence[Solver], targets: Sequence[float], bars: Bars
     ) -> list[Entry]:
-        """Return an entry for each solver and target, and one for randomized_svd's defaults if a bar asks for them.
+        """Return an entry for each solver and target; then, if a bar asks for it, one for randomized_svd's defaults,
+        and one for Eckart against these.
 
         targets: the largest first. A ladder is walked while a missing run takes less than CONTENDS times the time of
         the best peer, or, before a peer has reached this target, GIVE_UP times that for the target before.
@@ -110,7 +115,9 @@ class Search:
             if best_s < math.inf:
                 patience_s = GIVE_UP * best_s
         if bars.default_time is not None:
-            found.append(self._try(SKLEARN, {}, DEFAULTS))
+            default = self._try(SKLEARN, {}, DEFAULTS)
+            goal = bars.at if bars.default_error is None else default.error / bars.default_error
+            found += [default, replace(self._loosest(ECKART, goal, math.inf), label=AGAINST, target=None, why="")]
         return [self._leading(entry) for entry in found]
 
     def _try(self, solver: Solver, setting: Setting, label: str = "", target: float | None = None) -> Entry:
@@ -212,12 +219,14 @@ def _claims(
         if entry.solver in others:
             what = f"{entry.label} / Eckart, time {at}"
             claims.append(Claim(what, **claim_ratio(turns[entry.key], turns[mine.key])))
-    for entry in entries:
-        if entry.label == DEFAULTS:
-            times = claim_ratio(turns[entry.key], turns[mine.key])
-            errors = entry.error / max(mine.error, np.finfo(float).tiny)
-            claims.append(Claim(f"{DEFAULTS} / Eckart, time {at}", wanted=bar(bars.default_time), **times))
-            claims.append(Claim(f"{DEFAULTS} / Eckart, error {at}", errors, bar(bars.default_error)))
+    if target == bars.at and bars.default_time is not None:
+        theirs, mine = (next(entry for entry in entries if entry.label == label) for label in (DEFAULTS, AGAINST))
+        times = claim_ratio(turns[theirs.key], turns[mine.key])
+        errors = theirs.error / max(mine.error, np.finfo(float).tiny)
+        claims.append(Claim(f"{DEFAULTS} / Eckart, time", wanted=bars.default_time, **times))
+        claims.append(
+            Claim(f"{DEFAULTS} / Eckart, error", errors, bars.default_error, note=f"tol {mine.setting['tol']:g}")
+        )
     return claims
 
 
@@ -234,7 +243,7 @@ def _row(entry: Entry, turn: Timed | None) -> dict[str, Any]:
 
 
 def _entry(row: dict[str, Any], solvers: Sequence[Solver]) -> Entry:
-    name = SKLEARN.name if row["solver"] == DEFAULTS else row["solver"]
+    name = {DEFAULTS: SKLEARN.name, AGAINST: ECKART.name}.get(row["solver"], row["solver"])
     solver = next(solver for solver in solvers if solver.name == name)
     error = math.inf if row["error"] is None else row["error"]
     return Entry(solver, row["solver"], row["target"], row["setting"], row["median s"], error, row["remark"])

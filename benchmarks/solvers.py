@@ -80,7 +80,7 @@ def _tols(*tols: float, **fixed: Any) -> list[Setting]:
     return [{"tol": tol, **fixed} for tol in tols]
 
 
-ECKART = Solver("Eckart", _eckart, lambda k, target: [_tols(target)])
+ECKART = Solver("Eckart", _eckart, lambda k, target: [_tols(10 * target, 4 * target, target)])
 # svds squares tol before it hands it on. ncv: 2 k + 1 by default; more of it means fewer restarts.
 ARPACK = Solver(
     "ARPACK", _svds("arpack"), lambda k, target: [_tols(0.1, 0.01, 1e-3, 0), _tols(0.1, 0.01, 1e-3, 0, ncv=3 * k)]

@@ -14,7 +14,8 @@ from benchmarks.contest import Bars, contest
 from benchmarks.solvers import ARPACK, FBPCA, PRIMME, SKLEARN
 
 ORDER = 2
-TARGETS = (1e-4, 1e-3, 1e-6)  # the bars hold at the first, which is measured first
+TARGETS = [1e-3, 1e-4, 1e-6]  # the bars hold at the second
+LIMIT_S = 3600.0
 ERROR_BAR = {"slow": 1000.0}  # times smaller than that of randomized_svd's defaults; no bar where the values decay fast
 
 
@@ -22,10 +23,10 @@ def cells(tiny: bool) -> list[Cell]:
     m, n, k = (400, 150, 10) if tiny else (20_000, 4_000, 100)
     return [
         Cell(
-            f"{decay} decay, {target:g}",
-            {"data": {"m": m, "n": n, "decay": decay, "seed": 0}, "k": k, "targets": [target]},
+            f"{decay} decay",
+            {"data": {"m": m, "n": n, "decay": decay, "seed": 0}, "k": k, "targets": TARGETS},
+            limit_s=LIMIT_S,
         )
-        for target in TARGETS
         for decay in ("slow", "fast")
     ]
 

@@ -15,7 +15,8 @@ from benchmarks.contest import Bars, contest
 from benchmarks.solvers import ARPACK, FBPCA, LOBPCG, PRIMME, PROPACK, SKLEARN
 
 ORDER = 1
-TARGETS = (1e-4, 1e-3, 1e-6)  # the bars hold at the first, which is measured first
+TARGETS = [1e-3, 1e-4, 1e-6]  # the bars hold at the second
+LIMIT_S = 3600.0
 BARS = Bars(at=1e-4, best=3, default_time=4, default_error=100)
 W1 = {"name": "topics", "documents": 100_000, "words": 50_000, "tokens": 96.0, "count": 150, "seed": 0}
 W2 = {"name": "ratings", "users": 300_000, "items": 30_000, "per_user": 39.0, "seed": 0}
@@ -25,7 +26,7 @@ PPMI = {"name": "ppmi", "window": 5, "minimum": 5}
 def cells(tiny: bool) -> list[Cell]:
     if tiny:
         small = W1 | {"documents": 3000, "words": 2000, "tokens": 40.0, "count": 20}
-        return [Cell("W1-like", {"data": small, "k": 10, "targets": sorted(TARGETS, reverse=True)})]
+        return [Cell("W1-like", {"data": small, "k": 10, "targets": TARGETS})]
     rows = {
         "W1-like": (W1, 100),
         "W2-like": (W2, 50),
@@ -33,11 +34,7 @@ def cells(tiny: bool) -> list[Cell]:
         "WordNet": ({"name": "wordnet"}, 50),
         "MovieLens-100k": ({"name": "movielens"}, 20),
     }
-    return [
-        Cell(f"{name}, {target:g}", {"data": spec, "k": k, "targets": [target]})
-        for target in TARGETS
-        for name, (spec, k) in rows.items()
-    ]
+    return [Cell(name, {"data": spec, "k": k, "targets": TARGETS}, limit_s=LIMIT_S) for name, (spec, k) in rows.items()]
 
 
 def measure(settings: dict[str, Any], threads: int, before: Measured | None) -> Measured:

@@ -124,39 +124,51 @@ def test_the_same_seed_gives_the_same_bits():
 
 
 @pytest.fixture
-def grams(monkeypatch):
-    """Count Gram matrices: one for each step."""
-    calls, gram = [], tall._gram
-    monkeypatch.setattr(tall, "_gram", lambda *arguments: calls.append(0) or gram(*arguments))
+def products(monkeypatch):
+    """Count products: one for each step."""
+    calls, product = [], tall._product
+    monkeypatch.setattr(tall, "_product", lambda *arguments: calls.append(0) or product(*arguments))
     return calls
 
 
 @pytest.mark.parametrize(
-    ("dtype", "name", "steps"),
+    ("dtype", "name", "rows", "steps", "passes"),
     [
-        (np.float32, "equal", 1),
-        (np.float32, "graded to 1e-4", 1),
-        (np.float32, "graded to 1e-7", 2),
-        (np.float32, "rank half", 2),
-        (np.float64, "equal", 1),
-        (np.float64, "graded to 1e-4", 2),
-        (np.float64, "graded to 1e-10", 3),
-        (np.float64, "rank half", 3),
-        (np.float64, "zero", 2),
+        (np.float32, "equal", 700, 1, 2),
+        (np.float32, "graded to 1e-4", 700, 1, 2),
+        (np.float32, "graded to 1e-7", 700, 2, 2),
+        (np.float32, "rank half", 700, 2, 3),
+        (np.float64, "equal", 700, 1, 2),
+        (np.float64, "graded to 1e-4", 700, 2, 2),
+        (np.float64, "graded to 1e-10", 700, 2, 3),  # the third reading is the sketch's
+        (np.float64, "graded to 1e-10", 200, 3, 2),  # too few rows for one
+        (np.float64, "graded to 1e-15", 700, 2, 3),
+        (np.float64, "rank half", 700, 2, 3),
+        (np.float64, "zero", 700, 2, 3),
     ],
 )
-def test_as_few_steps_as_the_condition_allows(grams, dtype, name, steps):
-    *_, method, passes = run(hard(name, 700, 30).astype(dtype), 30)
-    assert (method, len(grams), passes) == ("tall", steps, 2)
+def test_as_few_steps_as_the_condition_allows(products, dtype, name, rows, steps, passes):
+    *_, method, read = run(hard(name, rows, 30).astype(dtype), 30)
+    assert (method, len(products), read) == ("tall", steps, passes)
 
 
-def test_one_step_that_loses_orthogonality_is_noticed_and_more_are_taken(grams, monkeypatch):
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["graded to 1e-10", "rank half"])
+def test_a_sketch_that_keeps_no_lengths_costs_steps_and_no_accuracy(products, monkeypatch, name, dtype):
+    monkeypatch.setattr(tall, "_sketched", lambda A, rng: (np.ones(30), np.eye(30)))
+    A = hard(name, 700, 30).astype(dtype)
+    *factors, method, _ = run(A, 30)
+    assert (method, len(products) > 2) == ("tall", True)
+    assert_right(A, *factors, 30)
+
+
+def test_one_step_that_loses_orthogonality_is_noticed_and_more_are_taken(products, monkeypatch):
     A = hard("graded to 1e-7", 700, 30).astype(np.float32)
     monkeypatch.setattr(tall, "EPS", tall.EPS / 1e6)  # as if float64 were more precise than it is
     assert tall._factors(as_matrix(A), Task(30, 1e-6, 0), 1e30) is None
-    grams.clear()
+    products.clear()
     *factors, method, _ = run(A, 30)
-    assert (method, len(grams)) == ("tall", 3)
+    assert (method, len(products)) == ("tall", 3)
     assert_right(A, *factors, 30)
 
 
@@ -168,7 +180,7 @@ def test_lapack_takes_over_where_the_steps_do_not_get_there(monkeypatch, dtype):
     assert method == "lapack"
     assert_right(A, *factors, 30)
     monkeypatch.undo()
-    monkeypatch.setattr(tall, "_defect", lambda *arguments: math.inf)
+    monkeypatch.setattr(tall, "DEFECT", -math.inf)
     assert run(A, 30)[3] == "lapack"
 
 

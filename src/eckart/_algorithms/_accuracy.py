@@ -23,7 +23,7 @@ from typing import Any, cast
 import numpy as np
 
 from eckart._algorithms._block import squared
-from eckart._arrays import Array, Space, to_numpy
+from eckart._arrays import Array, to_numpy
 from eckart.matrix import Operand
 from eckart.matrix._contract import InMemory
 
@@ -38,7 +38,7 @@ BLAS_BLOCK = 1024  # terms that a matrix product adds up in one go, at most
 PROBES = 16  # columns of G
 FAILURE = 1e-8  # the probability that one bound by probes is too small
 VISIBLE = 1e-5  # of ‖A‖_F²: less, left out, could be rounding error of s in float32
-SINGLE_SHARE = 0.25  # of the tolerance, that may be rounding error of float32
+SINGLE_SHARE = 0.5  # of the tolerance, that may be rounding error of float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,9 +118,10 @@ def _from_products(A: Operand, U: Array, s: Array, Vt: Array, tol: float, seed: 
 
     size = math.sqrt(total if total is not None else float(xp.sum(space.double(AVG[:, -PROBES:]) ** 2)) / LEAST)
     rounding = _rounding(A, eps, size)
-    probe = _norm(space, EEG) + rounding * _norm(space, EG)
+    of_EG = squared(space.double(EG))
+    probe = _largest_root(squared(space.double(EEG))) + rounding * _largest_root(of_EG)
     spectral = math.sqrt(probe / math.sqrt(LEAST))
-    frobenius = (float(xp.linalg.vector_norm(space.double(EG))) + rounding * math.sqrt(PROBES)) / math.sqrt(LEAST)
+    frobenius = (math.sqrt(np.trace(of_EG)) + rounding * math.sqrt(PROBES)) / math.sqrt(LEAST)
     failure = 2 * FAILURE
     if whole:
         return Measured(np.full(k, min(spectral, frobenius)), min(spectral, frobenius), frobenius, failure, probe)
@@ -156,9 +157,9 @@ def _rounding(A: Operand, eps: float, norm: float) -> float:
     return math.sqrt(min(max(A.stored / m, A.stored / n, 1), longest)) * eps / 2 * norm
 
 
-def _norm(space: Space, X: Array) -> float:
-    """Return the largest singular value of an array of few columns."""
-    return math.sqrt(max(float(np.linalg.eigvalsh(squared(space.double(X)))[-1]), 0.0))
+def _largest_root(gram: Any) -> float:
+    """Return ‖X‖, given XᵀX."""
+    return math.sqrt(max(float(np.linalg.eigvalsh(gram)[-1]), 0.0))
 
 
 def _row_blocks(A: Operand) -> Iterable[tuple[slice, Array]]:

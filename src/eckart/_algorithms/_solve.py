@@ -238,9 +238,9 @@ def _signs(space: Space, rows: Array) -> Array:
     if 0 in rows.shape:
         return xp.sum(rows, axis=1) + 1
     size = xp.abs(rows)
-    large = size >= (1 - SIGN_MARGIN) * xp.max(size, axis=1, keepdims=True)
-    first = large & (xp.cumulative_sum(xp.astype(large, xp.int64), axis=1) == 1)
-    return xp.sum(xp.where(first, xp.sign(rows), 0 * rows), axis=1)
+    large = xp.astype(size >= (1 - SIGN_MARGIN) * xp.max(size, axis=1, keepdims=True), xp.int8)
+    first = xp.argmax(large, axis=1)
+    return xp.sign(rows[xp.arange(rows.shape[0], device=space.device), first])
 
 
 def _times(space: Space, X: Array, signs: Array) -> Array:

@@ -8,12 +8,17 @@ SIAM J. Sci. Comput. 42(1), 2020). In place of the Cholesky factor stands diag(d
 X is orthogonal and the scaling of columns commutes with rounding, A = Q B holds to rounding whatever the condition, B
 (n, n) being the product of these factors. A direction that A reaches only within rounding gets a random column in Q and
 a zero row in B. The SVD of B, which is small, turns the last step's columns into U.
+
+Where the first H shows a condition that squaring cannot resolve, a sketch S A takes the place of a step: with
+S A = P diag(z) Xᵀ the columns of A X diag(z)^(-1) have a condition of about 2, whatever that of A (Rokhlin & Tygert,
+PNAS 105(36), 2008), since S keeps lengths within some ten per cent (sparse signs: Nelson & Nguyen, FOCS 2013). Should
+it not have kept them, then the steps go on.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -27,13 +32,15 @@ from eckart.matrix._contract import InMemory
 __all__ = ["run"]
 
 EPS = 2.0**-52  # of float64, in which everything is added up
-SPREAD = 8.0  # of the eigenvalues d before the last step, which loses as many eps of orthogonality
+SPREAD = 16.0  # of the eigenvalues d before the last step, which loses as many eps of orthogonality
 NOISE = 4  # eps sqrt(n) d_1: what rounding may make of an eigenvalue of H that is zero
 STEPS = 5  # each divides the condition by 1e7; one may be needed for random columns, and one evens out the rest
 PROBES = 4  # columns by which the orthogonality of U is checked
 DEFECT = 64  # eps sqrt(n): what ‖UᵀU - I‖_F may come to by LAPACK's SVD of B, four times what is seen
 LOSS = 4  # eps sqrt(n) of A's type: what it may come to besides, by stopping after one step and by rounding
 ENTRIES = 2**18  # of a panel: 2 MiB in float64, which stay in a second-level cache
+SKETCHED = 8  # rows of S A for each column of A: lengths are kept within about sqrt(1 / 8)
+SIGNS = 2  # entries in a column of S
 ROWS = 512  # of a panel at least: below, reading and writing H takes as long as the products
 
 
@@ -49,27 +56,36 @@ def _factors(A: InMemory, task: Task, spread: float) -> Factors | None:
     """Return the k leading triplets, by steps until d_1 <= spread d_n; None where U does not become orthonormal."""
     space, xp, n, k = A.space, A.space.xp, A.shape[1], task.k
     rounding, rng = NOISE * math.sqrt(n), np.random.default_rng(task.seed)
-    Q, B, size = None, space.double(space.unit(n, 0, n)), 0.0
+    G = space.double(space.normal((k, PROBES), task.seed))
+    Q, B, size, H = None, space.double(space.unit(n, 0, n)), 0.0, _gram(A, None)
     for _ in range(STEPS):
-        d, X = xp.linalg.eigh(_gram(A, Q))  # ascending
+        d, X = xp.linalg.eigh(H)  # ascending
         largest = float(d[-1])
         size, noise = size or math.sqrt(largest), rounding * EPS * largest
-        root = xp.sqrt(xp.where(d > noise, d, noise + 0 * d))
+        if Q is None and float(d[0]) <= noise and A.shape[0] > SKETCHED * n:
+            z, X = _sketched(A, rng)
+            noise = rounding * EPS * float(z[-1])
+            blurred, root = z <= noise, xp.where(z > noise, z, noise + 0 * z)
+        else:
+            blurred, root = d <= noise, xp.sqrt(xp.where(d > noise, d, noise + 0 * d))
         B = root[:, None] * (X.T @ B)
-        lost = (d <= noise) & (xp.linalg.vector_norm(B, axis=1) <= 2 * rounding * space.eps * size)
+        lost = blurred & (xp.linalg.vector_norm(B, axis=1) <= 2 * rounding * space.eps * size)
         if largest <= spread * float(d[0]) and not bool(xp.any(lost)):
             if Q is None:  # B is diag(root) Xᵀ, from which its SVD is read
                 W, s, Vt = xp.flip(X / root, axis=1), xp.flip(root), xp.flip(X.T, axis=0)
             else:
                 P, s, Vt = thin(B, A)
                 W = (X / root) @ P
-            U = _product(A, Q, W[:, :k])
+            U, seen = _product(A, Q, W[:, :k], lambda panel: panel.T @ (panel @ G))
             found = Factors(U, space.single(s[:k]), space.single(Vt[:k, :]), "tall")
-            limit = (DEFECT * EPS + LOSS * space.eps) * math.sqrt(n)
-            return found if _defect(A, U, task.seed) <= limit else None
+            # for a Gaussian G (k, p), this has the mean square ‖UᵀU - I‖_F²
+            defect = float(xp.linalg.vector_norm(seen - G)) / math.sqrt(PROBES)
+            return found if defect <= (DEFECT * EPS + LOSS * space.eps) * math.sqrt(n) else None
         B = xp.where(lost[:, None], 0 * B, B)
-        Q = _product(A, Q, X / xp.where(lost, 1 + 0 * root, root))
-        _redraw(A, Q, to_numpy(lost), rng)
+        Q, H = _product(A, Q, X / xp.where(lost, 1 + 0 * root, root), lambda panel: panel.T @ panel)
+        if bool(xp.any(lost)):
+            _redraw(A, Q, to_numpy(lost), rng)
+            H = _gram(A, Q)
     return None
 
 
@@ -88,17 +104,43 @@ def _gram(A: InMemory, Q: Array | None) -> Array:
     """Return QᵀQ."""
     total: Array = 0.0
     for _, panel in _panels(A, Q):
-        total = panel.T @ panel + total  # with one array on both sides, NumPy makes half of it and copies the rest
+        total = panel.T @ panel + total
     return total
 
 
-def _product(A: InMemory, Q: Array | None, W: Array) -> Array:
-    """Return Q W in A's type, written over the first columns of Q where there is one."""
+def _sketched(A: InMemory, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Return singular values, ascending, and right singular vectors, as columns, of S A in float64.
+
+    S adds each row, with random signs, to SIGNS rows of the sketch. Neighbours go to neighbours: one addition for many.
+    """
+    space, (_, n) = A.space, A.shape
+    height = SKETCHED * n
+    total = 0 * space.double(space.unit(height, 0, n))
+    for _, panel in _panels(A, None):
+        for start in range(0, panel.shape[0], height):
+            some = panel[start : start + height, :]
+            for shift in rng.integers(height, size=SIGNS):
+                signed = some * space.double(space.asarray(rng.choice([-1.0, 1.0], some.shape[0])))[:, None]
+                fits = min(some.shape[0], height - int(shift))
+                total[shift : shift + fits, :] += signed[:fits, :]
+                total[: some.shape[0] - fits, :] += signed[fits:, :]
+    _, z, Xt = space.xp.linalg.svd(total / math.sqrt(SIGNS), full_matrices=False)
+    return space.xp.flip(z), space.xp.flip(Xt, axis=0).T
+
+
+def _product(A: InMemory, Q: Array | None, W: Array, look: Callable[[Array], Array]) -> tuple[Array, Array]:
+    """Return P = Q W in A's type, written over the first columns of Q where there is one, and a sum over P.
+
+    look: gives the part of some rows of P, in float64, to that sum.
+    """
     shape, space = (A.shape[0], W.shape[1]), A.space
     out = space.xp.empty(shape, dtype=space.dtype, device=space.device) if Q is None else Q[:, : W.shape[1]]
+    total: Array = 0.0
     for rows, panel in _panels(A, Q):
-        out[rows, :] = space.single(panel @ W)
-    return out
+        part = space.single(panel @ W)
+        out[rows, :] = part
+        total = look(space.double(part)) + total  # with one array on both sides, NumPy makes half of PᵀP
+    return out, total
 
 
 def _redraw(A: InMemory, Q: Array, lost: Any, rng: Any) -> None:
@@ -107,11 +149,3 @@ def _redraw(A: InMemory, Q: Array, lost: Any, rng: Any) -> None:
     for rows, panel in _panels(A, Q) if len(columns) else ():
         drawn = rng.standard_normal((panel.shape[0], len(columns))) / math.sqrt(Q.shape[0])
         Q[rows, columns] = A.space.asarray(drawn)
-
-
-def _defect(A: InMemory, U: Array, seed: int) -> float:
-    """Return ‖(UᵀU - I) G‖_F / sqrt(p) for a Gaussian G (k, p), whose mean square is that of ‖UᵀU - I‖_F."""
-    space, k = A.space, U.shape[1]
-    G = space.double(space.normal((k, PROBES), seed))
-    seen = sum(panel.T @ (panel @ G) for _, panel in _panels(A, U))
-    return float(space.xp.linalg.vector_norm(seen - G)) / math.sqrt(PROBES)
