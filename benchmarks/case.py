@@ -2,6 +2,7 @@
 
 A case is a module. The first line of its docstring is its title on the page, the rest the text below it. It has
 
+    CODE: tuple[str, ...]                            what of src/eckart it measures; a change there makes results stale
     ORDER: float                                     the page shows, and a run measures, the smallest first
     cells(tiny) -> list[Cell]                        what there is to measure; tiny: a version of seconds, for tests
     measure(settings, threads, before) -> Measured   one cell; runs in a process of its own
@@ -17,7 +18,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Cell", "Claim", "Measured"]
+__all__ = ["ENGINE", "RANK", "Cell", "Claim", "Measured"]
+
+ENGINE = (
+    "_algorithms",
+    "_arguments.py",
+    "_arrays.py",
+    "_decomposed.py",
+    "_kernels",
+    "_registry.py",
+    "_svd.py",
+    "matrix",
+)
+RANK = (*ENGINE, "_rank")
 
 
 @dataclass(frozen=True)

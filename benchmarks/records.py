@@ -8,7 +8,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -117,17 +117,24 @@ def load_case(folder: Path, name: str) -> ModuleType:
 
 
 def code_hash(folder: Path, case: str, root: Path = ROOT) -> str:
-    """Return a hash of src/eckart, the case and what cases share: names and bytes; results of another one are stale."""
+    """Return a hash of the code that a case measures, the case and what cases share: names and bytes.
+
+    Results of another one are stale.
+    """
     digest = hashlib.sha256()
-    for path in _measured_files(folder, case, root):
+    for path in _measured_files(folder, case, load_case(folder, case).CODE, root):
         data = path.read_bytes()
         digest.update(f"{path.name}\0{len(data)}\0".encode() + data)
     return digest.hexdigest()[:16]
 
 
-def _measured_files(folder: Path, case: str, root: Path) -> Iterator[Path]:
-    sources = (root / "src" / "eckart").rglob("*")
-    yield from sorted(path for path in sources if path.suffix in (".py", ".c", ".h", ".toml"))
+def _measured_files(folder: Path, case: str, code: Sequence[str], root: Path) -> Iterator[Path]:
+    for part in sorted(code):
+        source = root / "src" / "eckart" / part
+        if not source.exists():
+            raise FileNotFoundError(f"case {case} measures {source}, which is not there")
+        files = source.rglob("*") if source.is_dir() else [source]
+        yield from sorted(path for path in files if path.suffix in (".py", ".c", ".h", ".toml"))
     yield root / "CMakeLists.txt"
     yield from (root / "benchmarks" / name for name in SHARED if (root / "benchmarks" / name).exists())
     yield folder / f"{case}.py"

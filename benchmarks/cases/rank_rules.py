@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.case import Cell, Claim, Measured
+from benchmarks.case import RANK, Cell, Claim, Measured
 
+CODE = RANK
 ORDER = 8
 RULES = ("auto", "evbmf", "gavish-donoho", "whitened", "parallel")
 ALL_RULES = 100_000  # entries up to which all of them are asked

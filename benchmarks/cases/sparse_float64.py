@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks import data
-from benchmarks.case import Cell, Measured
+from benchmarks.case import ENGINE, Cell, Measured
 from benchmarks.contest import Bars, contest
 from benchmarks.solvers import ARPACK, PRIMME, PROPACK
 
+CODE = ENGINE
 ORDER = 3
 TARGET = 1e-8
 BARS = Bars(at=TARGET, best=1.5)

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks import data
-from benchmarks.case import Cell, Claim, Measured
+from benchmarks.case import ENGINE, Cell, Claim, Measured
 from benchmarks.timing import claim_ratio, take_turns
 
+CODE = ENGINE
 ORDER = 4
 FASTER = 4.0
 AS_EXACT = 10.0  # times NumPy's own deviation, or eps where NumPy's is below that

@@ -87,16 +87,16 @@ class Machine(_Part):
 
 
 class Option(_Part):
-    """What a layer becomes: "dense" with no rank, or "pair" with one."""
+    """What a layer becomes: "dense" with no rank, or "pair" or "pifa" with one."""
 
     version: Literal[1]
-    format: Literal["dense", "pair"]
+    format: Literal["dense", "pair", "pifa"]
     ranks: Annotated[tuple[Count, ...], Field(max_length=1)]
     dtype: str
 
     @model_validator(mode="after")
-    def _one_rank_for_a_pair(self) -> Option:
-        if len(self.ranks) != (self.format == "pair"):
+    def _one_rank_for_factors(self) -> Option:
+        if len(self.ranks) != (self.format != "dense"):
             raise ValueError(f"{self.format!r} with {len(self.ranks)} ranks")
         return self
 

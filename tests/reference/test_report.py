@@ -219,7 +219,7 @@ def test_map_and_table_hold_every_layer_once_and_mark_the_dense(tmp_path: Path) 
         pair = one["option"]["format"] == "pair"
         step = min(9, int(10 * one["params"] / one["params_before"]))
         assert cells[str(i)] == "cell " + (f"f{step}" if pair else "dense")
-        assert lines[f"layer-{i}"] == ("pair" if pair else "dense")
+        assert lines[f"layer-{i}"] == ("factored" if pair else "dense")
     words = " ".join(found.words)
     assert "tied to the embedding" in words
     assert "above 100%" in words

@@ -9,14 +9,15 @@ X is orthogonal and the scaling of columns commutes with rounding, A = Q B holds
 (n, n) being the product of these factors. A direction that A reaches only within rounding gets a random column in Q and
 a zero row in B. The SVD of B, which is small, turns the last step's columns into U.
 
-Where the first H shows a condition that squaring cannot resolve, a sketch S A takes the place of a step: with
-S A = P diag(z) Xᵀ the columns of A X diag(z)^(-1) have a condition of about 2, whatever that of A (Rokhlin & Tygert,
-PNAS 105(36), 2008), since S keeps lengths within some ten per cent (sparse signs: Nelson & Nguyen, FOCS 2013). Should
-it not have kept them, then the steps go on.
+Where A is tall enough, and in float64 or with a condition that blurs H, a sketch S A takes the place of the first
+step: with S A = P diag(z) Xᵀ the columns of A X diag(z)^(-1) have a condition of about 2, whatever that of A (Rokhlin &
+Tygert, PNAS 105(36), 2008), since S keeps lengths within about a third (sparse signs: Nelson & Nguyen, FOCS 2013).
+Should it not have kept them, then the steps go on.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -31,6 +32,8 @@ from eckart.matrix._contract import InMemory
 
 __all__ = ["run"]
 
+Panels = Iterator[tuple[slice, Array]]
+
 EPS = 2.0**-52  # of float64, in which everything is added up
 SPREAD = 16.0  # of the eigenvalues d before the last step, which loses as many eps of orthogonality
 NOISE = 4  # eps sqrt(n) d_1: what rounding may make of an eigenvalue of H that is zero
@@ -40,6 +43,7 @@ DEFECT = 64  # eps sqrt(n): what ‖UᵀU - I‖_F may come to by LAPACK's SVD o
 LOSS = 4  # eps sqrt(n) of A's type: what it may come to besides, by stopping after one step and by rounding
 ENTRIES = 2**18  # of a panel: 2 MiB in float64, which stay in a second-level cache
 SKETCHED = 8  # rows of S A for each column of A: lengths are kept within about sqrt(1 / 8)
+UNEVEN = 100.0  # in the eigenvalues of some rows' Gram matrix: those of all rows will hardly be within SPREAD
 SIGNS = 2  # entries in a column of S
 ROWS = 512  # of a panel at least: below, reading and writing H takes as long as the products
 
@@ -57,20 +61,15 @@ def _factors(A: InMemory, task: Task, spread: float) -> Factors | None:
     space, xp, n, k = A.space, A.space.xp, A.shape[1], task.k
     rounding, rng = NOISE * math.sqrt(n), np.random.default_rng(task.seed)
     G = space.double(space.normal((k, PROBES), task.seed))
-    Q, B, size, H = None, space.double(space.unit(n, 0, n)), 0.0, _gram(A, None)
+    Q, B, size = None, space.double(space.unit(n, 0, n)), 0.0
+    values, X, sketched = _first(A, rounding * EPS, rng)
     for _ in range(STEPS):
-        d, X = xp.linalg.eigh(H)  # ascending
-        largest = float(d[-1])
-        size, noise = size or math.sqrt(largest), rounding * EPS * largest
-        if Q is None and float(d[0]) <= noise and A.shape[0] > SKETCHED * n:
-            z, X = _sketched(A, rng)
-            noise = rounding * EPS * float(z[-1])
-            blurred, root = z <= noise, xp.where(z > noise, z, noise + 0 * z)
-        else:
-            blurred, root = d <= noise, xp.sqrt(xp.where(d > noise, d, noise + 0 * d))
+        largest = float(values[-1])
+        size, floor = size or largest, (rounding * EPS if sketched else math.sqrt(rounding * EPS)) * largest
+        root = xp.where(values > floor, values, floor + 0 * values)
         B = root[:, None] * (X.T @ B)
-        lost = blurred & (xp.linalg.vector_norm(B, axis=1) <= 2 * rounding * space.eps * size)
-        if largest <= spread * float(d[0]) and not bool(xp.any(lost)):
+        lost = (values <= floor) & (xp.linalg.vector_norm(B, axis=1) <= 2 * rounding * space.eps * size)
+        if not sketched and largest**2 <= spread * float(values[0]) ** 2 and not bool(xp.any(lost)):
             if Q is None:  # B is diag(root) Xᵀ, from which its SVD is read
                 W, s, Vt = xp.flip(X / root, axis=1), xp.flip(root), xp.flip(X.T, axis=0)
             else:
@@ -85,11 +84,39 @@ def _factors(A: InMemory, task: Task, spread: float) -> Factors | None:
         Q, H = _product(A, Q, X / xp.where(lost, 1 + 0 * root, root), lambda panel: panel.T @ panel)
         if bool(xp.any(lost)):
             _redraw(A, Q, to_numpy(lost), rng)
-            H = _gram(A, Q)
+            H = _gram(_panels(A, Q))
+        values, X, sketched = *_roots(A, H), False
     return None
 
 
-def _panels(A: InMemory, Q: Array | None) -> Iterator[tuple[slice, Array]]:
+def _first(A: InMemory, relative: float, rng: np.random.Generator) -> tuple[Array, Array, bool]:
+    """Return singular values, ascending, and right vectors of A or of a sketch, and whether it is the latter.
+
+    relative: to the largest, below which rounding blurs an eigenvalue of AᵀA. A sketch and AᵀA cost the same, and a
+    step after each of them; but AᵀA may do without that step, in float32 up to a condition of 2e4. In float64 it will
+    hardly do, and is not tried, where the first rows have a condition above sqrt(UNEVEN).
+    """
+    m, n = A.shape
+    panels = _panels(A, None)
+    tall_enough = m > SKETCHED * n
+    if tall_enough and A.space.eps == EPS:
+        first = next(panels)
+        values, _ = _roots(A, first[1].T @ first[1])
+        panels = itertools.chain([first], panels)
+        if first[1].shape[0] > 2 * n and float(values[-1]) ** 2 > UNEVEN * float(values[0]) ** 2:
+            return *_sketched(A, panels, rng), True
+    values, X = _roots(A, _gram(panels))
+    blurred = float(values[0]) <= math.sqrt(relative) * float(values[-1])
+    return (*_sketched(A, _panels(A, None), rng), True) if tall_enough and blurred else (values, X, False)
+
+
+def _roots(A: InMemory, H: Array) -> tuple[Array, Array]:
+    """Return the square roots, ascending, of the eigenvalues of H, and its eigenvectors."""
+    d, X = A.space.xp.linalg.eigh(H)
+    return A.space.xp.sqrt(A.space.xp.where(d > 0, d, 0 * d)), X
+
+
+def _panels(A: InMemory, Q: Array | None) -> Panels:
     """Give Q, or A where that is None, in float64, some rows at a time."""
     if Q is None:
         yield from A.panels()
@@ -100,23 +127,23 @@ def _panels(A: InMemory, Q: Array | None) -> Iterator[tuple[slice, Array]]:
         yield place, A.space.double(Q[place, :])
 
 
-def _gram(A: InMemory, Q: Array | None) -> Array:
-    """Return QᵀQ."""
+def _gram(panels: Panels) -> Array:
+    """Return QᵀQ of the matrix whose panels these are."""
     total: Array = 0.0
-    for _, panel in _panels(A, Q):
+    for _, panel in panels:
         total = panel.T @ panel + total
     return total
 
 
-def _sketched(A: InMemory, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Return singular values, ascending, and right singular vectors, as columns, of S A in float64.
+def _sketched(A: InMemory, panels: Panels, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Return singular values, ascending, and right singular vectors, as columns, of S A in float64, from A's panels.
 
     S adds each row, with random signs, to SIGNS rows of the sketch. Neighbours go to neighbours: one addition for many.
     """
     space, (_, n) = A.space, A.shape
     height = SKETCHED * n
     total = 0 * space.double(space.unit(height, 0, n))
-    for _, panel in _panels(A, None):
+    for _, panel in panels:
         for start in range(0, panel.shape[0], height):
             some = panel[start : start + height, :]
             for shift in rng.integers(height, size=SIGNS):

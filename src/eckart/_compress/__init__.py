@@ -30,6 +30,7 @@ def plan(
     *,
     data: Texts | None = None,
     method: str = "auto",
+    storage: Literal["auto", "pair", "pifa"] = "auto",
     layers: str | Sequence[str] = "*",
     dtype: str | None = None,
     tokens: int = CALIBRATION_TOKENS,
@@ -43,7 +44,9 @@ def plan(
 
     Arguments and errors are those of `compress`.
     """
-    job = prepare(model, keep, method, dtype, data, tokens, context, layers, device, max_shard_size, seed, progress)
+    job = prepare(
+        model, keep, method, storage, dtype, data, tokens, context, layers, device, max_shard_size, seed, progress
+    )
     return planned(job)[0]
 
 
@@ -56,6 +59,7 @@ def compress(
     evaluate: Texts | None = None,
     beside: Sequence[Source] = (),
     method: str = "auto",
+    storage: Literal["auto", "pair", "pifa"] = "auto",
     layers: str | Sequence[str] = "*",
     dtype: str | None = None,
     format: Literal["factored", "dense"] = "factored",
@@ -75,9 +79,12 @@ def compress(
     tied ones counted once; or plan: a Plan, or the file of one, whose ranks are used as they stand. data: UTF-8 texts
     to calibrate on, of which `tokens` tokens are drawn by `seed` in pieces of `context`; only "plain" needs none.
     method: "two-sided" (inputs and output gradients, ranks by predicted loss), "input" (inputs alone), "plain"
-    (truncated SVD, the same fraction everywhere), or "auto". layers: name patterns, "!" excludes. dtype: of the saved
-    weights, by default that of the source, float16 for a quantised one. format: "factored", or "dense" for an ordinary
-    checkpoint that any loader reads and that saves nothing. out: a new folder, written whole or not at all; its
+    (truncated SVD, the same fraction everywhere), or "auto". storage: of a layer of rank k, "pair" (two factors,
+    k(m + n) numbers), "pifa" (k of its rows and the others' coefficients, k(m + n - k) numbers and an order: more rank
+    for the same size, less speed at the same rank), or "auto", what serves each layer best, but pairs for "plain".
+    layers: name patterns, "!" excludes. dtype: of the saved weights, by default that of the source, float16 for a
+    quantised one. format: "factored", or "dense" for an ordinary checkpoint that any loader reads and that saves
+    nothing. out: a new folder, written whole or not at all; its
     reloaded outputs and its size are checked against the model and the plan before it gets its name. evaluate: texts
     for a measurement of the saved files beside the dense model, and beside the models `beside` names, in a fresh
     process; needs `out`. command: what the measurement remembers as the way to it.
@@ -93,8 +100,8 @@ def compress(
         raise UsageError("evaluate= measures the saved files, so it needs out=", fix="eckart.measure(model, data=…)")
     if beside and evaluate is None:
         raise UsageError("beside= names models to measure, so it needs evaluate=", fix="evaluate=TEXT, or drop beside=")
-    if plan is not None and (method != "auto" or layers != "*"):
-        raise UsageError("plan= decides method and layers, so method= and layers= cannot be given with it")
+    if plan is not None and (method != "auto" or storage != "auto" or layers != "*"):
+        raise UsageError("plan= decides method, storage and layers, so these cannot be given with it")
     if format not in ("factored", "dense"):
         raise UsageError(f"there is no format {format!r}", fix="factored or dense")
     if out is not None:
@@ -102,7 +109,9 @@ def compress(
     given = plan if isinstance(plan, Plan) or plan is None else Plan.load(os.fspath(plan))
     if given is not None:
         method, dtype = given.method, dtype or given.dtype
-    job = prepare(model, keep, method, dtype, data, tokens, context, layers, device, max_shard_size, seed, progress)
+    job = prepare(
+        model, keep, method, storage, dtype, data, tokens, context, layers, device, max_shard_size, seed, progress
+    )
     if out is not None:  # the least that it can take; the exact size is known, and checked, when it is written
         check_room(Path(out), int((job.keep or 0) * job.model.parameters * DTYPE_BYTES[job.dtype]))
     made, cuts = planned(job, given)

@@ -27,6 +27,9 @@ Source = str | os.PathLike[str]
 Texts = Source | Sequence[Source]
 
 
+STORAGE = {"auto": ("pair", "pifa"), "pair": ("pair",), "pifa": ("pifa",)}  # formats among which is chosen
+
+
 @dataclass(frozen=True)
 class Job:
     """The arguments that plan and compress share, resolved. keep: None where a plan is given instead."""
@@ -34,6 +37,7 @@ class Job:
     model: HuggingFaceModel
     keep: float | None
     method: Method
+    formats: Sequence[str]
     dtype: str
     data: Texts | None
     tokens: int
@@ -49,6 +53,7 @@ def prepare(
     model: Source | Model,
     keep: float | None,
     method: str,
+    storage: str,
     dtype: str | None,
     data: Texts | None,
     tokens: int,
@@ -78,6 +83,9 @@ def prepare(
         )
     opened.check_dense()
     chosen = choose_method(method, opened)
+    if storage not in STORAGE:
+        raise UsageError(f"there is no storage {storage!r}", fix=f"one of {', '.join(STORAGE)}")
+    formats = STORAGE["pair" if storage == "auto" and chosen.uniform else storage]
     if chosen.inputs and data is None:
         raise UsageError(
             f"method {chosen.name!r} needs a calibration text",
@@ -87,7 +95,7 @@ def prepare(
     if dtype not in DTYPE_BYTES or dtype.startswith("float8"):
         raise UsageError(f"weights cannot be saved as {dtype!r}", fix="float32, float16, bfloat16 or float64")
     shard = parse_size(max_shard_size)
-    return Job(opened, keep, chosen, dtype, data, tokens, context, layers, device, shard, seed, progress)
+    return Job(opened, keep, chosen, formats, dtype, data, tokens, context, layers, device, shard, seed, progress)
 
 
 def planned(job: Job, given: Plan | None = None) -> tuple[Plan, dict[str, Truncation]]:
@@ -102,18 +110,22 @@ def planned(job: Job, given: Plan | None = None) -> tuple[Plan, dict[str, Trunca
     if given is None:
         assert job.keep is not None
         names = [name for name, reason in reasons.items() if not reason]
-        offers = {name: model.options(name, dtype, ranks_on_offer(layers[name], method)) for name in names}
+        formats = job.formats
+        offers = {name: model.options(name, dtype, ranks_on_offer(layers[name], method, formats)) for name in names}
         budget = budget_of(offers, model.parameters, job.keep)  # what is impossible is said before the long work
-        ranks = {name: most_useful_rank(layers[name]) for name in names}
+        ranks = {name: most_useful_rank(layers[name], formats) for name in names}
     else:
-        ranks = {name: option.ranks[0] for name, option in _fitting(given, model).items()}
+        wanted = _fitting(given, model)
+        ranks = {name: option.ranks[0] for name, option in wanted.items()}
     cuts = truncations(
         model, list(ranks), _pieces(job), method, ranks.__getitem__, device=job.device, progress=job.progress
     )
     if given is None:
         options = choose_ranks(offers, cuts, method, budget)
     else:
-        options = {name: model.options(name, dtype, [k])[1] for name, k in ranks.items()}
+        options = {
+            name: model.options(name, dtype, {option.format: option.ranks})[1] for name, option in wanted.items()
+        }
     changed = {name: option for name, option in options.items() if option.format != "dense"}
     shard = job.max_shard_bytes
     made = Plan(
@@ -137,7 +149,7 @@ def _layer_plan(
 ) -> LayerPlan:
     shape = (layer.name, layer.rows, layer.columns, layer.bias)
     if option is None:
-        return LayerPlan(*shape, job.model.options(layer.name, job.dtype, [])[0], 0.0, 0.0, reason)
+        return LayerPlan(*shape, job.model.options(layer.name, job.dtype, {})[0], 0.0, 0.0, reason)
     k, losses = option.ranks[0], cuts[layer.name].losses
     relative = float((losses[k] / losses[0]) ** 0.5) if losses[0] > 0 else 0.0
     return LayerPlan(*shape, option, float(job.method.losses(cuts[layer.name])[k]), relative)

@@ -10,7 +10,7 @@ from typing import Any
 
 from eckart._files import dump_json, write_whole
 from eckart.errors import InputError, UsageError
-from eckart.models._option import Option, dense, pair, read_option
+from eckart.models._option import Option, dense, factored, read_option
 
 __all__ = ["ADDITIVE_UNIT", "LayerPlan", "Plan"]
 
@@ -84,13 +84,15 @@ class Plan:
     def with_rank(self, name: str, k: int | None) -> Plan:
         """Return this plan with one layer at rank k, or dense where k is None; the totals follow, its loss is unknown.
 
+        It keeps its format; a dense layer becomes a factor pair.
         The bytes are those of the numbers that change; `compress` recomputes the files' exact size.
         """
         found = [layer for layer in self.layers if layer.name == name]
         if not found:
             raise UsageError(f"the plan has no layer {name!r}", fix=f"for example {self.layers[0].name!r}")
         (old,) = found
-        option = old.dense if k is None else pair(old.rows, old.columns, old.bias, self.dtype, k)
+        form = "pair" if old.option.format == "dense" else old.option.format
+        option = old.dense if k is None else factored(form, old.rows, old.columns, old.bias, self.dtype, k)
         new = replace(old, option=option, loss_increase=None if k else 0.0, relative_error=None if k else 0.0)
         return replace(
             self,
@@ -176,7 +178,7 @@ class Plan:
             f"{'layer':44} {'shape':>13} {'becomes':>10} {'params':>11} {'loss +':>10}",
         ]
         for layer in self.layers:
-            becomes = "dense" if layer.option.format == "dense" else f"rank {layer.option.ranks[0]}"
+            becomes = " ".join([layer.option.format, *map(str, layer.option.ranks)])
             loss = "" if layer.loss_increase is None else f"{layer.loss_increase:.2e}"
             lines.append(
                 f"{layer.name:44} {f'{layer.rows} x {layer.columns}':>13} {becomes:>10} {layer.option.params:>11,} "

@@ -13,7 +13,7 @@ from eckart._compress._methods import Method
 from eckart._factorise import Truncation
 from eckart.errors import BudgetError, UsageError
 from eckart.models._model import Layer
-from eckart.models._option import Option
+from eckart.models._option import Option, largest_useful_rank
 
 __all__ = ["budget_of", "choose_ranks", "most_useful_rank", "ranks_on_offer", "selected"]
 
@@ -22,16 +22,18 @@ RANK_STEP = 8  # ranks on offer are its multiples; matrix products of other size
 Offers = Mapping[str, Sequence[Option]]
 
 
-def most_useful_rank(layer: Layer) -> int:
-    """Return the largest rank at which a factor pair stores fewer numbers than the matrix."""
-    return max(0, -(-layer.rows * layer.columns // (layer.rows + layer.columns)) - 1)
+def most_useful_rank(layer: Layer, formats: Sequence[str]) -> int:
+    """Return the largest rank at which one of these formats stores fewer numbers than the matrix."""
+    return max(largest_useful_rank(form, layer.rows, layer.columns) for form in formats)
 
 
-def ranks_on_offer(layer: Layer, method: Method) -> list[int]:
-    """Return 1 and the multiples of 8 (for uniform ranks, all) that save parameters; [] where no rank does."""
-    last = most_useful_rank(layer)
-    step = 1 if method.uniform else RANK_STEP
-    return sorted({k for k in (1, *range(step, last + 1, step)) if k <= last})
+def ranks_on_offer(layer: Layer, method: Method, formats: Sequence[str]) -> dict[str, list[int]]:
+    """Return 1 and the multiples of 8 (for uniform ranks, all) that save numbers, for each format."""
+    step, offer = 1 if method.uniform else RANK_STEP, {}
+    for form in formats:
+        last = largest_useful_rank(form, layer.rows, layer.columns)
+        offer[form] = sorted({k for k in (1, *range(step, last + 1, step)) if k <= last})
+    return offer
 
 
 def selected(layers: Mapping[str, Layer], patterns: str | Sequence[str]) -> dict[str, str]:

@@ -36,7 +36,7 @@ CHECK(eckart_csr_check_i64, int64_t)
 EXPORT int32_t eckart_csr_level(void) { return 0; }
 #else
 
-enum { AHEAD = 16, LINE = 64 }; /* entries between a row's prefetch and its use; bytes of a cache line */
+enum { AHEAD = 32, LINE = 64 }; /* entries between a row's prefetch and its use; bytes of a cache line */
 
 #define PREFETCH(ROW, BYTES, WRITE) \
     for (int64_t byte = 0; byte < (BYTES); byte += LINE) __builtin_prefetch((const char *)(ROW) + byte, WRITE)

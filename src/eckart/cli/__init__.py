@@ -35,6 +35,10 @@ Evaluate = Annotated[
 ]
 Keep = Annotated[Optional[float], typer.Option(help="Fraction of all parameters to keep, above 0 and at most 1.")]  # noqa: UP045
 Method = Annotated[str, typer.Option(help="auto, two-sided, input, or plain (truncated SVD of the weights alone).")]
+Storage = Annotated[
+    Literal["auto", "pair", "pifa"],
+    typer.Option(help="Of a factored layer: a pair of factors, or k of its rows and the rest's coefficients."),
+]
 Layers = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option(help="Layer names to change: shell patterns, or re:…; a leading ! excludes. May be repeated."),
@@ -58,6 +62,7 @@ def compress(
     data: Data = None,
     evaluate: Evaluate = None,
     method: Method = "auto",
+    storage: Storage = "auto",
     layers: Layers = None,
     dtype: Dtype = None,
     format: Annotated[Literal["factored", "dense"], typer.Option(help="dense: for any loader; saves no space.")] = (
@@ -91,6 +96,7 @@ def compress(
                 evaluate=evaluate,
                 beside=beside or (),
                 method=method,
+                storage=storage,
                 layers=layers or "*",
                 dtype=dtype,
                 format=format,
@@ -117,6 +123,7 @@ def plan(
     out: Annotated[Optional[Path], typer.Option("--out", "-o", help="File for the plan, to edit and use.")] = None,  # noqa: UP045
     data: Data = None,
     method: Method = "auto",
+    storage: Storage = "auto",
     layers: Layers = None,
     dtype: Dtype = None,
     tokens: Tokens = 8192,
@@ -138,6 +145,7 @@ def plan(
                 keep,
                 data=data,
                 method=method,
+                storage=storage,
                 layers=layers or "*",
                 dtype=dtype,
                 tokens=tokens,

@@ -17,7 +17,7 @@ from eckart._factorise import Pair
 from eckart._kernels import first_nonfinite
 from eckart.errors import InputError, NumericalError, UsageError
 from eckart.models._blocks import BlockRunner, block_names, check_blocks_stand_alone
-from eckart.models._layers import Embedding, FactorPair, LayerType, layer_type
+from eckart.models._layers import Embedding, FactoredLayer, LayerType, layer_type, placeholder
 from eckart.models._model import Layer, Weight
 from eckart.models._option import Option
 from eckart.models._taps import Taps, tapped
@@ -69,7 +69,9 @@ class HuggingFaceModel:
 
     @property
     def parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.module.parameters())
+        """How many numbers it stores, tied ones once; the orders of rows in factored layers are among them."""
+        orders: int = sum(m.further_numbers for m in self.module.modules() if isinstance(m, FactoredLayer))
+        return orders + sum(int(parameter.numel()) for parameter in self.module.parameters())
 
     @property
     def context(self) -> int:
@@ -91,9 +93,8 @@ class HuggingFaceModel:
     def layers(self) -> dict[str, Layer]:
         """Return every Linear, Conv1D and Embedding; those inside a factored layer are part of it and not listed."""
         modules = dict(self.module.named_modules())
-        inside = {
-            f"{name}.{part}" for name, m in modules.items() if isinstance(m, FactorPair) for part in ("down", "up")
-        }
+        factored = [(name, m) for name, m in modules.items() if isinstance(m, FactoredLayer)]
+        inside = {f"{name}.{part}" for name, m in factored for part, _ in m.named_children()}
         found = {name: m for name, m in modules.items() if name not in inside and layer_type(m) is not None}
         groups = _groups(found)
         tied = _tied(found)
@@ -133,10 +134,14 @@ class HuggingFaceModel:
         module, kind = self._layer(name)
         return kind.matrix(module).detach()
 
-    def options(self, name: str, dtype: str, ranks: Sequence[int]) -> list[Option]:
-        """Return what a layer can be stored as: dense first, then each of `ranks`."""
+    def options(self, name: str, dtype: str, ranks: Mapping[str, Sequence[int]]) -> list[Option]:
+        """Return what a layer can be stored as: dense first, then each format at each of its `ranks`."""
         module, kind = self._layer(name)
         return kind.options(module, dtype, ranks)
+
+    def stored(self, name: str, option: Option) -> dict[str, torch.Tensor]:
+        """Return the tensors, without their values, that a layer is stored in once it is what `option` says."""
+        return placeholder(self._layer(name)[0], option, "meta").state_dict()
 
     def _layer(self, name: str) -> tuple[nn.Module, LayerType]:
         module = self.module.get_submodule(name)

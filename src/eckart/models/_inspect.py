@@ -28,9 +28,9 @@ _WHOLE_NUMBERS = re.compile(r"BOOL|[IU]\d+")
 
 @dataclass(frozen=True)
 class Matrix:
-    """A weight matrix that could be, or already is, stored as a factor pair.
+    """A weight matrix that could be, or already is, stored in factors.
 
-    parameters: numbers stored. share: of the model's parameters, 0 to 1. rank: of the pair it is stored as, else None.
+    parameters: numbers stored. share: of the model's parameters, 0 to 1. rank: of the factors, None of a whole matrix.
     break_even_rank: mn / (m + n); only a factor pair of lower rank stores fewer numbers than the matrix.
     """
 
@@ -115,12 +115,11 @@ def inspect(source: str | os.PathLike[str]) -> Inspection:
     dtypes: dict[str, int] = {}
     for tensor in distinct:
         dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + tensor.parameters
-    pairs = _pairs(found, parameters)
-    skipped = {f"{pair.name}.{part}.weight" for pair in pairs for part in ("up", "down")}
+    factored = _factored(found, parameters)
     dense = [
         Matrix(t.name, t.shape[0], t.shape[1], t.dtype, t.parameters, t.bytes, t.parameters / parameters, None)
         for t in distinct
-        if t.name not in skipped and _could_be_compressed(t)
+        if t.name not in factored and _could_be_compressed(t)
     ]
     return Inspection(
         name=found.name,
@@ -133,7 +132,7 @@ def inspect(source: str | os.PathLike[str]) -> Inspection:
         dtypes=dict(sorted(dtypes.items(), key=lambda item: -item[1])),
         tied=tied,
         tensors=tuple(stored.values()),
-        matrices=tuple(pairs + dense),
+        matrices=(*dict.fromkeys(factored.values()), *dense),
         remote_code=bool(found.config and found.config.get("auto_map")),
     )
 
@@ -191,29 +190,46 @@ def _tied(source: Source) -> tuple[tuple[str, ...], ...]:
     return ((embedding, head or "lm_head.weight"),)
 
 
-def _pairs(source: Source, parameters: int) -> list[Matrix]:
-    """Return the factored layers that the config names; InputError where the files do not hold them as it says."""
+def _factored(source: Source, parameters: int) -> dict[str, Matrix]:
+    """Return the factored layers that the config names, each under the names of the tensors that it is stored in.
+
+    InputError where the files do not hold them as it says.
+    """
     entry = (source.config or {}).get("eckart")
     layers = entry.get("layers") if isinstance(entry, dict) else None
-    if not source.is_factored or not isinstance(layers, dict):
-        return []
-    stored = source.weights.tensors
-    pairs = []
-    for name, option in layers.items():
-        if not isinstance(option, dict) or option.get("format") != "pair":
+    found: dict[str, Matrix] = {}
+    for name, option in layers.items() if source.is_factored and isinstance(layers, dict) else ():
+        form = option.get("format") if isinstance(option, dict) else None
+        if form not in _PARTS:
             continue
-        up, down = stored.get(f"{name}.up.weight"), stored.get(f"{name}.down.weight")
-        if up is None or down is None or not len(up.shape) == len(down.shape) == 2 or up.shape[1] != down.shape[0]:
+        parts = [source.weights.tensors.get(f"{name}.{part}") for part in _PARTS[form]]
+        stored = [part for part in parts if part is not None]
+        shape = _shape_of(form, [part.shape for part in stored]) if len(stored) == len(parts) else None
+        if shape is None:
             raise InputError(
-                f"config.json says that {name[:200]} is stored as a factor pair, but it is not",
+                f"config.json says that {name[:200]} is stored as {form!r}, but it is not",
                 file=str(source.path),
                 tensor=name,
                 code="E-index",
             )
-        count = up.parameters + down.parameters
-        size = up.bytes + down.bytes
-        pairs.append(Matrix(name, up.shape[0], down.shape[1], up.dtype, count, size, count / parameters, up.shape[1]))
-    return pairs
+        count, size = sum(part.parameters for part in stored), sum(part.bytes for part in stored)
+        m, n, k = shape
+        matrix = Matrix(name, m, n, stored[0].dtype, count, size, count / parameters, k)
+        found |= dict.fromkeys((part.name for part in stored), matrix)
+    return found
+
+
+_PARTS = {"pair": ("down.weight", "up.weight"), "pifa": ("rows.weight", "rest.weight", "order")}
+
+
+def _shape_of(form: str, shapes: list[tuple[int, ...]]) -> tuple[int, int, int] | None:
+    """Return (m, n, k) of a layer that is stored in parts of these shapes, None where they do not fit together."""
+    if len(shapes[0]) != 2 or len(shapes[1]) != 2:
+        return None
+    (k, n), second = shapes[0], shapes[1]
+    m = second[0] if form == "pair" else second[0] + k
+    fits = second[1] == k and (form == "pair" or shapes[2] == (m,))
+    return (m, n, k) if fits else None
 
 
 def _could_be_compressed(tensor: TensorInfo) -> bool:

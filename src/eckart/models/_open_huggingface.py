@@ -148,14 +148,14 @@ def _without_quantisation(module: Any) -> Any:
 
 
 def _replaced(model: HuggingFaceModel) -> dict[str, Option]:
-    from eckart.models._layers import FactorPair
+    from eckart.models._layers import FactoredLayer
 
     entry = getattr(model.module.config, "eckart", None) or {"layers": {}}
     found = {}
     for name, value in entry["layers"].items():
-        pair = model.module.get_submodule(name)
-        assert isinstance(pair, FactorPair)
-        found[name] = read_option(value, pair.out_features, pair.in_features, pair.up.bias is not None)
+        layer = model.module.get_submodule(name)
+        assert isinstance(layer, FactoredLayer)
+        found[name] = read_option(value, layer.out_features, layer.in_features, layer.has_bias)
     return found
 
 

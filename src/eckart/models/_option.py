@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from eckart.errors import InputError, RankError
 
-__all__ = ["DTYPE_BYTES", "OPTION_VERSION", "Option"]
+__all__ = ["DTYPE_BYTES", "Option", "dense", "factored", "largest_useful_rank", "pair", "pifa", "read_option"]
 
 OPTION_VERSION = 1
 
 DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
 
 
+INDEX_BYTES = 4  # of an entry of a permutation
+
+
 @dataclass(frozen=True)
 class Option:
     """One way of storing a layer.
 
-    format: "dense", or "pair" for W ≈ up @ down. ranks: () or (k,). params: numbers stored, bias included.
-    bytes: what they take as tensor data in `dtype`. flops: multiply-adds a token.
+    format: "dense"; "pair" for W ≈ up @ down; "pifa" for k of W_k's own rows and the others as combinations of these.
+    ranks: () or (k,). params: numbers stored, bias and permutation included. bytes: what they take as tensor data in
+    `dtype`. flops: multiply-adds a token.
     """
 
     format: str
@@ -42,13 +47,44 @@ def dense(rows: int, columns: int, bias: bool, dtype: str) -> Option:
 
 def pair(rows: int, columns: int, bias: bool, dtype: str, k: int) -> Option:
     """Return the option that stores a (rows, columns) layer as a factor pair of rank k; RankError outside 1 … min."""
+    _check_rank(rows, columns, k)
+    params = k * (rows + columns) + rows * bias
+    return Option("pair", (k,), dtype, params, params * DTYPE_BYTES[dtype], k * (rows + columns))
+
+
+def pifa(rows: int, columns: int, bias: bool, dtype: str, k: int) -> Option:
+    """Return the option that stores a (rows, columns) layer of rank k by pivoting; RankError outside 1 … min.
+
+    That is k of its rows, the coefficients of the others, and the order of all (PIFA: Zhao et al., ICML 2025).
+    """
+    _check_rank(rows, columns, k)
+    numbers = k * (rows + columns - k)
+    params = numbers + rows * bias
+    return Option("pifa", (k,), dtype, params + rows, params * DTYPE_BYTES[dtype] + rows * INDEX_BYTES, numbers)
+
+
+_FORMATS: dict[str, Callable[[int, int, bool, str, int], Option]] = {"pair": pair, "pifa": pifa}
+
+
+def factored(form: str, rows: int, columns: int, bias: bool, dtype: str, k: int) -> Option:
+    """Return the option of this format and rank."""
+    return _FORMATS[form](rows, columns, bias, dtype, k)
+
+
+def largest_useful_rank(form: str, rows: int, columns: int) -> int:
+    """Return the largest rank at which a format stores fewer numbers than the matrix, 0 where there is none."""
+    if form == "pair":  # k (m + n) < m n
+        return max(0, -(-rows * columns // (rows + columns)) - 1)
+    most = min(rows, columns)  # (m - k)(n - k) > m, for the order
+    return next((k for k in range(most, 0, -1) if (rows - k) * (columns - k) > rows), 0)
+
+
+def _check_rank(rows: int, columns: int, k: int) -> None:
     if not 1 <= k <= min(rows, columns):
         raise RankError(
             f"rank {k} asked of a {rows} x {columns} layer, whose rank is from 1 to {min(rows, columns)}",
             fix=f"choose a rank from 1 to {min(rows, columns)}, or 'dense'",
         )
-    params = k * (rows + columns) + rows * bias
-    return Option("pair", (k,), dtype, params, params * DTYPE_BYTES[dtype], k * (rows + columns))
 
 
 def read_option(value: Any, rows: int, columns: int, bias: bool) -> Option:
@@ -65,6 +101,7 @@ def read_option(value: Any, rows: int, columns: int, bias: bool) -> Option:
         raise InputError(f"unknown dtype {dtype!r} in a layer option", fix=f"one of {', '.join(DTYPE_BYTES)}")
     if form == "dense" and ranks == []:
         return dense(rows, columns, bias, dtype)
-    if form == "pair" and len(ranks) == 1 and type(ranks[0]) is int:
-        return pair(rows, columns, bias, dtype, ranks[0])
-    raise InputError(f"unknown layer option {form!r} with ranks {ranks!r}", fix='"dense" with [] or "pair" with [k]')
+    if form in _FORMATS and len(ranks) == 1 and type(ranks[0]) is int:
+        return factored(form, rows, columns, bias, dtype, ranks[0])
+    known = " or ".join(f'"{name}"' for name in _FORMATS)
+    raise InputError(f"unknown layer option {form!r} with ranks {ranks!r}", fix=f'"dense" with [], or {known} with [k]')

@@ -59,18 +59,15 @@ def predicted_parameters(model: HuggingFaceModel, options: Mapping[str, Option])
 
 
 def _specs(model: HuggingFaceModel, options: Mapping[str, Option], dtype: str) -> list[PendingTensor]:
-    specs = []
+    specs, done = [], set()
     for name, tensor in model.tensors():
-        layer, _, leaf = name.rpartition(".")
-        shapes: dict[str, tuple[int, ...]] = {name: tuple(tensor.shape)}
+        layer = name.rpartition(".")[0]
+        parts = {name: tensor}
         if layer in options:
-            (rows, columns), (k,) = model.weight(layer).shape, options[layer].ranks
-            if leaf == "weight":
-                shapes = {f"{layer}.down.weight": (k, columns), f"{layer}.up.weight": (rows, k)}
-            else:
-                shapes = {f"{layer}.up.{leaf}": tuple(tensor.shape)}
-        kind = stored_dtype(_stored(tensor, dtype))
-        specs += [PendingTensor(new, kind, shape, bytes) for new, shape in shapes.items()]
+            parts = {} if layer in done else {f"{layer}.{n}": t for n, t in model.stored(layer, options[layer]).items()}
+            done.add(layer)
+        for part, like in parts.items():
+            specs.append(PendingTensor(part, stored_dtype(_stored(like, dtype)), tuple(like.shape), bytes))
     return specs
 
 

@@ -74,7 +74,7 @@ def _filter(number: int) -> Html:
     )
 
 
-_STATES = {"": "all", "pair": "factor pairs", "dense": "dense"}
+_STATES = {"": "all", "factored": "factored", "dense": "dense"}
 
 
 def _line(i: int, layer: Layer) -> Html:
@@ -84,7 +84,7 @@ def _line(i: int, layer: Layer) -> Html:
         element("th", first.shown, scope="row", data_v=first.value),
         *(element("td", shown, data_v=value) for shown, value in others),
         id=f"layer-{i}",
-        data_state="pair" if layer.rank is not None else "dense",
+        data_state="factored" if layer.rank is not None else "dense",
     )
 
 
@@ -94,7 +94,7 @@ def _cells(layer: Layer) -> Iterator[_Cell]:
     if layer.rank is None:
         yield _Cell(Html(element("span", "dense", class_="state", title=layer.kept or None) + _reason(layer)), None)
     else:
-        yield _Cell(f"rank {layer.rank}", layer.rank)
+        yield _Cell(f"{layer.option.format} {layer.rank}", layer.rank)
     yield _Cell(f"{layer.break_even_rank:.1f}", layer.break_even_rank)
     yield _Cell(figures.count(layer.params_before), layer.params_before)
     yield _Cell(figures.count(layer.params), layer.params)
