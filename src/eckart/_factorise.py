@@ -28,18 +28,23 @@ TOKENS_PER_PRODUCT = 1024  # rows multiplied in float32 before their product is 
 
 
 class Gram:
-    """Σ x xᵀ over the rows x of every matrix that `add` is given, (n, n) in float64, and how many rows there were."""
+    """Σ x xᵀ over the rows x of every matrix that `add` is given, (n, n), Σ |x|, (n,), and how many rows there were.
+
+    Both sums are in float64.
+    """
 
     def __init__(self, n: int, device: Any = "cpu") -> None:
         import torch
 
         self.sum = torch.zeros(n, n, dtype=torch.float64, device=device)
+        self.sizes = torch.zeros(n, dtype=torch.float64, device=device)
         self.count = 0
 
     def add(self, rows: torch.Tensor) -> None:
         """Add rows, (t, n); multiplied in float32, at most 1024 at a time, and accumulated in float64."""
         for part in rows.float().split(TOKENS_PER_PRODUCT):
             self.sum += part.T @ part  # converted entry by entry as it is added
+            self.sizes += part.abs().sum(dim=0)
             self.count += len(part)
 
     def shrunk(self, amount: float) -> torch.Tensor:

@@ -79,15 +79,15 @@ def compress(
     tied ones counted once; or plan: a Plan, or the file of one, whose ranks are used as they stand. data: UTF-8 texts
     to calibrate on, of which `tokens` tokens are drawn by `seed` in pieces of `context`; only "plain" needs none.
     method: "two-sided" (inputs and output gradients, ranks by predicted loss), "input" (inputs alone), "plain"
-    (truncated SVD, the same fraction everywhere), or "auto". storage: of a layer of rank k, "pair" (two factors,
-    k(m + n) numbers), "pifa" (k of its rows and the others' coefficients, k(m + n - k) numbers and an order: more rank
-    for the same size, less speed at the same rank), or "auto", what serves each layer best, but pairs for "plain".
-    layers: name patterns, "!" excludes. dtype: of the saved weights, by default that of the source, float16 for a
-    quantised one. format: "factored", or "dense" for an ordinary checkpoint that any loader reads and that saves
-    nothing. out: a new folder, written whole or not at all; its
-    reloaded outputs and its size are checked against the model and the plan before it gets its name. evaluate: texts
-    for a measurement of the saved files beside the dense model, and beside the models `beside` names, in a fresh
-    process; needs `out`. command: what the measurement remembers as the way to it.
+    (truncated SVD, the same fraction everywhere), "auto", or by its authors' formula "fwsvd", "asvd", "svd-llm",
+    "svd-llm-v2" or "kfac". storage: of a layer of rank k, "pair" (two factors, k(m + n) numbers), "pifa" (k of its rows
+    and the others' coefficients, k(m + n - k) numbers and an order: more rank for the same size, less speed at the same
+    rank), or "auto", what serves each layer best, but pairs for "plain" and the baselines. layers: name patterns, "!"
+    excludes. dtype: of the saved weights, by default that of the source, float16 for a quantised one. format:
+    "factored", or "dense" for an ordinary checkpoint that any loader reads and that saves nothing. out: a new folder,
+    written whole or not at all; its reloaded outputs and its size are checked against the model and the plan before it
+    gets its name. evaluate: texts for a measurement of the saved files beside the dense model, and beside the models
+    `beside` names, in a fresh process; needs `out`. command: what the measurement remembers as the way to it.
 
     The result has `.plan` and, if evaluated, `.measurement` (schema "eckart.compare/1").
     UsageError, InputError, BudgetError, OutputError, NumericalError: as their names say; nothing is left behind then.

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["BATCH_TOKENS", "truncations"]
 
 BATCH_TOKENS = 1024  # run through a block at once
-INPUT_SHRINKAGE = 0.02  # of the input Gram; flat from .005 to .1 on SmolLM2-135M
-GRADIENT_SHRINKAGE = 0.1  # of the output-gradient Gram; flat from .1 to .3 there
 
 Kept = Callable[[str], int]
 
@@ -44,8 +42,7 @@ def truncations(
     found: dict[str, Truncation] = {}
 
     def cut(name: str, taps: Taps | None) -> Truncation:
-        inputs = taps.inputs[name].shrunk(INPUT_SHRINKAGE) if taps else None
-        outputs = taps.outputs[name].shrunk(GRADIENT_SHRINKAGE) if taps and method.gradients else None
+        inputs, outputs = method.metric(taps, name) if taps else (None, None)
         weight = model.weight(name).to(device)
         return truncation(weight, inputs=inputs, outputs=outputs, keep_rank=kept_rank(name)).stored()
 
@@ -98,14 +95,14 @@ def _sweep(
     runner = model.runner(batches, device)
     blocks = model.blocks()
     home = {name: next((i for i, block in enumerate(blocks) if name.startswith(block + ".")), -1) for name in names}
-    steps = 2 * len(blocks) + 1
+    steps, backward = 2 * len(blocks) + 1, method.gradients != "none"
     runner.start()
     for i in range(len(blocks)):
         progress("calibrating", i, steps)
         runner.forward(i)
     outside = [name for name in names if home[name] < 0]
     with model.tap(outside, gradients=method.gradients) as taps:
-        if method.gradients:
+        if backward:
             gradients = runner.tail(lambda output, tokens: next_token_loss(output[0], tokens))
         else:
             gradients = []
@@ -116,7 +113,7 @@ def _sweep(
         progress("calibrating", 2 * len(blocks) - i, steps)
         inside = [name for name in names if home[name] == i]
         with model.tap(inside, gradients=method.gradients) as taps:
-            if method.gradients:
+            if backward:
                 gradients = runner.backward(i, gradients)
             else:
                 runner.forward(i)

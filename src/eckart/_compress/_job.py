@@ -85,7 +85,7 @@ def prepare(
     chosen = choose_method(method, opened)
     if storage not in STORAGE:
         raise UsageError(f"there is no storage {storage!r}", fix=f"one of {', '.join(STORAGE)}")
-    formats = STORAGE["pair" if storage == "auto" and chosen.uniform else storage]
+    formats = STORAGE["pair" if storage == "auto" and chosen.pairs else storage]
     if chosen.inputs and data is None:
         raise UsageError(
             f"method {chosen.name!r} needs a calibration text",

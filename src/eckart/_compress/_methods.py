@@ -1,10 +1,14 @@
-"""The methods of compression, as data: in which metric a weight is truncated, and how ranks are chosen."""
+"""The compression methods: in which metric a weight is truncated, and how ranks are chosen. One literal table.
+
+Baselines follow their authors' formulas: the same weights, up to rounding, at the same rank and statistics, which
+tests/reference/test_baselines.py checks. They differ from "two-sided" in these lines alone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -14,25 +18,44 @@ from eckart.errors import UsageError
 if TYPE_CHECKING:
     from eckart._factorise import Truncation
     from eckart.models._huggingface import HuggingFaceModel
+    from eckart.models._taps import Gradients, Taps
 
 __all__ = ["METHODS", "Method", "choose_method"]
 
 Losses = Callable[["Truncation"], "np.ndarray[tuple[int, ...], np.dtype[np.float64]]"]
+Metric = Callable[["Taps", str], tuple[Any, Any]]
+
+INPUT_SHRINKAGE = 0.02  # of the input Gram; flat from .005 to .1 on SmolLM2-135M
+GRADIENT_SHRINKAGE = 0.1  # of the output-gradient Gram; flat from .1 to .3 there
+KFAC_SHRINKAGE = 0.1, 0.3  # of the two, in LEMS
+ASVD_POWER = 0.5  # of the mean |x|
+SMALL = 1e-6  # added to a diagonal by ASVD and FWSVD, lest it be zero
 
 
 @dataclass(frozen=True)
 class Method:
-    """inputs, gradients: which Grams the metric uses. uniform: the same fraction of every layer, instead of a knapsack.
+    """One row of the table.
 
-    losses: from a truncation, the predicted loss increase at ranks 0 … min(m, n). unit: what that is measured in.
+    metric: from what was tapped, the Grams (inputs, outputs) in which a layer is truncated, None for I. inputs: whether
+    it needs a calibration text. gradients: what it needs of a backward pass. ranks: "knapsack", the least predicted
+    loss; "uniform", the same fraction of every layer; "by type", fractions by SVD-LLM v2's rule within layers of the
+    same type. losses: from a truncation, the predicted loss increase at ranks 0 … min(m, n). unit: what that is
+    measured in. pairs: whether it stores factor pairs where nothing else is asked for, as its authors do.
     """
 
     name: str
+    metric: Metric
     inputs: bool
-    gradients: bool
-    uniform: bool
+    gradients: Gradients
+    ranks: Literal["knapsack", "uniform", "by type"]
     losses: Losses
     unit: str
+    pairs: bool = True
+
+    @property
+    def uniform(self) -> bool:
+        """Whether the choice of ranks asks for every rank, and not for a few among which a knapsack chooses."""
+        return self.ranks != "knapsack"
 
 
 def _second_order(cut: Truncation) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
@@ -45,11 +68,48 @@ def _relative(cut: Truncation) -> np.ndarray[tuple[int, ...], np.dtype[np.float6
     return cut.losses / cut.losses[0] if cut.losses[0] > 0 else cut.losses
 
 
-METHODS = {
-    "two-sided": Method("two-sided", True, True, False, _second_order, ADDITIVE_UNIT),
-    "input": Method("input", True, False, False, _relative, "squared relative output error"),
-    "plain": Method("plain", False, False, True, _relative, "squared relative weight error"),
-}
+def _weights_alone(taps: Taps, name: str) -> tuple[Any, Any]:
+    return None, None
+
+
+def _inputs(shrinkage: float) -> Metric:
+    return lambda taps, name: (taps.inputs[name].shrunk(shrinkage), None)
+
+
+def _sums_of_inputs(taps: Taps, name: str) -> tuple[Any, Any]:
+    return taps.inputs[name].shrunk(0.0) * taps.inputs[name].count, None
+
+
+def _two_sided(inputs: float, outputs: float) -> Metric:
+    return lambda taps, name: (taps.inputs[name].shrunk(inputs), taps.outputs[name].shrunk(outputs))
+
+
+def _asvd(taps: Taps, name: str) -> tuple[Any, Any]:
+    """Columns of W times (mean |x|)^½ (arXiv 2312.05821, without its search for ranks by perplexity)."""
+    seen = taps.inputs[name]
+    return ((seen.sizes / max(seen.count, 1)) ** ASVD_POWER + SMALL).square().diag(), None
+
+
+def _fwsvd(taps: Taps, name: str) -> tuple[Any, Any]:
+    """Columns of W times the root of the squared gradients of their weights (arXiv 2207.00112)."""
+    squares = taps.weights[name]
+    return (squares.sqrt() / squares.sqrt().mean().clamp_min(1e-300) + SMALL).square().diag(), None
+
+
+_OUTPUT, _WEIGHT = "squared relative output error", "squared relative weight error"
+_TABLE = (
+    #      name          metric                        inputs gradients  ranks       losses         unit
+    Method("two-sided", _two_sided(INPUT_SHRINKAGE, GRADIENT_SHRINKAGE), True, "all", "knapsack", _second_order,
+           ADDITIVE_UNIT, pairs=False),
+    Method("input",      _inputs(INPUT_SHRINKAGE),     True,  "none",    "knapsack", _relative,     _OUTPUT, False),
+    Method("plain",      _weights_alone,               False, "none",    "uniform",  _relative,     _WEIGHT),
+    Method("fwsvd",      _fwsvd,                       True,  "weights", "uniform",  _relative,     _WEIGHT),
+    Method("asvd",       _asvd,                        True,  "none",    "uniform",  _relative,     _WEIGHT),
+    Method("svd-llm",    _inputs(0.0),                 True,  "none",    "uniform",  _relative,     _OUTPUT),
+    Method("svd-llm-v2", _sums_of_inputs,              True,  "none",    "by type",  _relative,     _OUTPUT),
+    Method("kfac",       _two_sided(*KFAC_SHRINKAGE),  True,  "clipped", "uniform",  _second_order, ADDITIVE_UNIT),
+)  # fmt: skip
+METHODS = {method.name: method for method in _TABLE}
 
 
 def choose_method(name: str, model: HuggingFaceModel) -> Method:
@@ -58,7 +118,7 @@ def choose_method(name: str, model: HuggingFaceModel) -> Method:
         return METHODS["two-sided" if model.predicts_next_token else "input"]
     if name not in METHODS:
         raise UsageError(f"there is no method {name!r}", fix=f"one of auto, {', '.join(METHODS)}")
-    if METHODS[name].gradients and not model.predicts_next_token:
+    if METHODS[name].gradients != "none" and not model.predicts_next_token:
         raise UsageError(
             f"method {name!r} needs a next-token loss, which {type(model.module).__name__} does not have",
             fix="method='input'",

@@ -79,8 +79,10 @@ def budget_of(offers: Offers, total: int, keep: float) -> int:
 
 def choose_ranks(offers: Offers, cuts: Mapping[str, Truncation], method: Method, budget: int) -> dict[str, Option]:
     """Return the option of every layer in `offers` such that their parameters add up to at most `budget`."""
-    if method.uniform:
-        return _uniform(offers, budget)
+    if method.ranks == "uniform":
+        return _by_fraction(offers, budget, dict.fromkeys(offers, 1.0))
+    if method.ranks == "by type":
+        return _by_fraction(offers, budget, _shares_by_type(offers, cuts, budget))
     choices = {
         name: Choices(
             np.array([option.params for option in options], dtype=np.float64),
@@ -96,17 +98,41 @@ def _loss(cut: Truncation, option: Option, method: Method) -> float:
     return float(method.losses(cut)[option.ranks[0]]) if option.ranks else 0.0
 
 
-def _uniform(offers: Offers, budget: int) -> dict[str, Option]:
-    """Return the largest options that keep the same fraction of every layer and fit; what is left buys single ranks."""
-    low, high = 0.0, 1.0
+def _shares_by_type(offers: Offers, cuts: Mapping[str, Truncation], budget: int) -> dict[str, float]:
+    """Return by how much more than others of its type, such as q_proj, each layer is reduced; 1 is the mean of a type.
+
+    In proportion to 1 / log L, L the Frobenius norm of its loss at equal fractions (SVD-LLM v2, NAACL 2025, algorithm
+    1), or equally where these have no positive sum.
+    """
+    fraction = budget / sum(options[0].params for options in offers.values())
+    types: dict[str, list[str]] = {}
+    for name in offers:
+        types.setdefault(name.rpartition(".")[2], []).append(name)
+    shares = dict.fromkeys(offers, 1.0)
+    for names in types.values():
+        ranks = [(_largest(offers[name], fraction).ranks or (-1,))[0] for name in names]
+        losses = np.array([cuts[name].losses[k] ** 0.5 for name, k in zip(names, ranks, strict=True)])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            scores = 1 / np.log(losses)
+        if np.isfinite(scores).all() and (scores > 0).all():
+            shares |= dict(zip(names, map(float, len(names) * scores / scores.sum()), strict=True))
+    return shares
+
+
+def _by_fraction(offers: Offers, budget: int, shares: Mapping[str, float]) -> dict[str, Option]:
+    """Return the largest options that fit and reduce every layer in proportion to its share.
+
+    What is left of the budget buys single ranks.
+    """
+    low, high = 0.0, 1 / min(shares.values())
     chosen = {name: min(options, key=lambda option: option.params) for name, options in offers.items()}
     for _ in range(60):
         middle = (low + high) / 2
-        trial = {name: _largest(options, middle) for name, options in offers.items()}
+        trial = {name: _largest(options, 1 - middle * shares[name]) for name, options in offers.items()}
         if sum(option.params for option in trial.values()) > budget:
-            high = middle
+            low = middle
         else:
-            low, chosen = middle, trial
+            high, chosen = middle, trial
     rest = budget - sum(option.params for option in chosen.values())
     for name, options in offers.items():
         larger = [option for option in options if 0 < option.params - chosen[name].params <= rest]

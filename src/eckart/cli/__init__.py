@@ -34,7 +34,12 @@ Evaluate = Annotated[
     typer.Option(help="UTF-8 text to measure on, not used for calibration; may be repeated."),
 ]
 Keep = Annotated[Optional[float], typer.Option(help="Fraction of all parameters to keep, above 0 and at most 1.")]  # noqa: UP045
-Method = Annotated[str, typer.Option(help="auto, two-sided, input, or plain (truncated SVD of the weights alone).")]
+Method = Annotated[
+    str,
+    typer.Option(
+        help="auto, two-sided, input, plain; or a published baseline: fwsvd, asvd, svd-llm, svd-llm-v2, kfac."
+    ),
+]
 Storage = Annotated[
     Literal["auto", "pair", "pifa"],
     typer.Option(help="Of a factored layer: a pair of factors, or k of its rows and the rest's coefficients."),

@@ -20,7 +20,7 @@ from eckart.models._blocks import BlockRunner, block_names, check_blocks_stand_a
 from eckart.models._layers import Embedding, FactoredLayer, LayerType, layer_type, placeholder
 from eckart.models._model import Layer, Weight
 from eckart.models._option import Option
-from eckart.models._taps import Taps, tapped
+from eckart.models._taps import Gradients, Taps, tapped
 
 __all__ = ["HuggingFaceModel"]
 
@@ -122,8 +122,8 @@ class HuggingFaceModel:
         check_blocks_stand_alone(self.module, blocks, batches[0][:1, :32].to(self.module.device))
         return BlockRunner(self.module, blocks, batches, device or self.module.device)
 
-    def tap(self, names: Sequence[str], *, gradients: bool) -> contextlib.AbstractContextManager[Taps]:
-        """Collect the Gram matrices of these layers from whatever runs inside the block."""
+    def tap(self, names: Sequence[str], *, gradients: Gradients) -> contextlib.AbstractContextManager[Taps]:
+        """Collect sums over inputs and gradients of these layers from whatever runs inside the block."""
         groups = {layer.group for name, layer in self.layers().items() if name in names}
         return tapped({name: self.module.get_submodule(name) for name in names}, sorted(groups), gradients=gradients)
 

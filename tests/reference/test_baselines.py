@@ -1,0 +1,151 @@
+"""The published baselines: each gives the weights of its authors' formula, written here from the statistics alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import eckart
+from eckart._compress._methods import METHODS
+from eckart._compress._ranks import _shares_by_type
+from eckart._factorise import Truncation, truncation
+from eckart.models import _option
+from eckart.models._taps import clipped, tapped
+
+M, N, K, PIECES, TOKENS = 24, 16, 6, 5, 40
+Array = np.ndarray[Any, Any]
+
+
+@pytest.fixture(scope="module")
+def seen() -> dict[str, Array]:
+    """A layer, the inputs and output gradients of five pieces, and the gradient of its weight from each, float64."""
+    torch.manual_seed(0)
+    layer, head = nn.Linear(N, M).double(), nn.Linear(M, 1).double()
+    x = torch.randn(PIECES, TOKENS, N, dtype=torch.float64) * torch.logspace(0, 1, N, dtype=torch.float64)
+    y = layer(x)
+    y.retain_grad()
+    per_piece = head(torch.tanh(y)).square().sum(dim=(1, 2))
+    of_weight = [torch.autograd.grad(loss, layer.weight, retain_graph=True)[0] for loss in per_piece]
+    per_piece.sum().backward()
+    assert y.grad is not None
+    found = {"W": layer.weight, "x": x, "g": y.grad, "dW": torch.stack(of_weight)}
+    return {name: value.detach().numpy() for name, value in found.items()}
+
+
+def truncated(W: Array, left: Array, right: Array) -> Array:
+    """Return left⁻¹ [left W right]_K right⁻¹, the truncated SVD between two invertible matrices."""
+    U, s, Vt = np.linalg.svd(left @ W @ right)
+    return np.linalg.solve(left, (U[:, :K] * s[:K]) @ Vt[:K]) @ np.linalg.inv(right)
+
+
+def rows(x: Array) -> Array:
+    return x.reshape(-1, x.shape[-1])
+
+
+def by_plain(W: Array, x: Array, g: Array, dW: Array) -> Array:
+    return truncated(W, np.eye(M), np.eye(N))
+
+
+def by_fwsvd(W: Array, x: Array, g: Array, dW: Array) -> Array:
+    """Hsu et al., ICLR 2022: importance of an input is the root of its weights' summed squared gradients."""
+    return truncated(W, np.eye(M), np.diag(np.sqrt((dW**2).sum(axis=(0, 1)))))
+
+
+def by_asvd(W: Array, x: Array, g: Array, dW: Array) -> Array:
+    """Yuan et al., arXiv 2312.05821: S = diag(mean |x|^α), α = 0.5."""
+    return truncated(W, np.eye(M), np.diag(np.abs(rows(x)).mean(axis=0) ** 0.5))
+
+
+def by_svd_llm(W: Array, x: Array, g: Array, dW: Array) -> Array:
+    """Wang et al., ICLR 2025: S Sᵀ = X Xᵀ by Cholesky."""
+    return truncated(W, np.eye(M), np.linalg.cholesky(rows(x).T @ rows(x)))
+
+
+def by_kfac(W: Array, x: Array, g: Array, dW: Array) -> Array:
+    """LEMS, ICML 2026: the middle three quarters of a piece, norms within 0.1 and 10 means; shrinkage 0.3 and 0.1."""
+    middle = g[:, TOKENS // 8 : TOKENS - TOKENS // 8]
+    norms = np.linalg.norm(middle, axis=2, keepdims=True)
+    mean = norms.mean(axis=1, keepdims=True)
+    bounded = middle * np.clip(norms, 0.1 * mean, 10 * mean) / norms
+    R, C = rows(bounded).T @ rows(bounded), rows(x).T @ rows(x)
+    R = 0.7 * R + 0.3 * np.trace(R) / M * np.eye(M)
+    C = 0.9 * C + 0.1 * np.trace(C) / N * np.eye(N)
+    return truncated(W, np.linalg.cholesky(R).T, np.linalg.cholesky(C))
+
+
+FORMULAS = {
+    "plain": by_plain,
+    "fwsvd": by_fwsvd,
+    "asvd": by_asvd,
+    "svd-llm": by_svd_llm,
+    "svd-llm-v2": by_svd_llm,
+    "kfac": by_kfac,
+}
+
+
+def test_every_method_but_our_own_is_held_to_a_formula() -> None:
+    assert {*FORMULAS, "two-sided", "input"} == METHODS.keys()
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_a_layer_is_truncated_by_its_authors_formula(seen: dict[str, Array], name: str) -> None:
+    method = METHODS[name]
+    layer = nn.Linear(N, M, bias=False).double()
+    layer.weight.data = torch.tensor(seen["W"])
+    x, g = torch.tensor(seen["x"]), torch.tensor(seen["g"])
+    with tapped({"layer": layer}, [["layer"]], gradients=method.gradients) as taps:
+        for some, gradient in zip(x.split(2), g.split(2), strict=True):  # pieces come in batches
+            layer(some.requires_grad_()).backward(gradient)
+    inputs, outputs = method.metric(taps, "layer")
+    pair = truncation(layer.weight.detach(), inputs=inputs, outputs=outputs).pair(K)
+    expected = FORMULAS[name](*(seen[part] for part in ("W", "x", "g", "dW")))
+    assert np.linalg.norm((pair.up @ pair.down).numpy() - expected) <= 1e-5 * np.linalg.norm(expected)
+
+
+def test_clipping_bounds_norms_and_leaves_vanished_gradients_alone() -> None:
+    g = torch.ones(1, 96, 3)
+    g[0, 20], g[0, 21], g[0, 22] = 100.0, 1e-4, 0.0
+    middle = clipped(g)
+    assert middle.shape == (1, 72, 3)
+    norms, there = middle.norm(dim=2)[0], g[0, 12:84].norm(dim=1)
+    mean = there.sum() / (len(there) - 1)  # one of them is zero
+    assert torch.allclose(norms[8:11], torch.stack([10 * mean, 0.1 * mean, 0 * mean]))
+    assert torch.equal(norms[11:], there[11:])
+
+
+def test_fractions_by_type_follow_the_rule_of_svd_llm_v2() -> None:
+    losses = {"0.q": 50.0, "1.q": 900.0, "0.o": 7.0, "1.o": 7.0}
+    offers, cuts = {}, {}
+    for name, loss in losses.items():
+        ranks = [_option.pair(8, 8, False, "float32", k) for k in (1, 2, 3)]
+        offers[name] = [_option.dense(8, 8, False, "float32"), *ranks]
+        s = np.array([9.0, 8.0, loss, 0, 0, 0, 0, 0])  # at half the numbers the rank is 2, and `loss` is the norm lost
+        cuts[name] = Truncation(s, torch.empty(8, 8), torch.empty(8, 8))
+    shares = _shares_by_type(offers, cuts, budget=4 * 32)
+    scores = {name: 1 / np.log(loss) for name, loss in losses.items()}
+    for name in losses:
+        same = [score for other, score in scores.items() if other[-1] == name[-1]]
+        assert np.isclose(shares[name], 2 * scores[name] / sum(same))
+    assert shares["0.q"] > 1 > shares["1.q"]
+    assert shares["0.o"] == shares["1.o"] == 1
+    cuts["0.q"] = Truncation(np.zeros(8), torch.empty(8, 8), torch.empty(8, 8))
+    assert _shares_by_type(offers, cuts, budget=4 * 32)["1.q"] == 1  # 1 / log 0 is no score
+
+
+@pytest.mark.parametrize("storage", ["auto", "pifa"])
+@pytest.mark.parametrize("name", [name for name in FORMULAS if name != "plain"])
+def test_every_baseline_compresses_a_model_within_the_budget(
+    tiny: Callable[..., Path], texts: dict[str, Path], name: str, storage: Any
+) -> None:
+    model: Any = eckart.open_model(tiny("llama"))
+    job: dict[str, Any] = {"data": texts["train"], "tokens": 1024, "context": 64}
+    small = eckart.compress(model, 0.75, method=name, storage=storage, **job)
+    assert 0.74 * model.parameters <= small.parameters <= 0.75 * model.parameters
+    assert {option.format for option in small.replaced.values()} == {"pifa" if storage == "pifa" else "pair"}
+    assert torch.isfinite(small.run(torch.arange(3, 67)[None])).all()
