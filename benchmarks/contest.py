@@ -145,14 +145,15 @@ class Search:
         """Return the quickest of the ladders' loosest settings that reach the target, or else the nearest to it.
 
         A ladder ends where a setting missed in more than patience_s, since what follows takes longer, and where the
-        error is no longer smaller than at the setting before.
+        error is no longer smaller than at the setting before; Eckart's ends with the target.
         """
         tried = []
         for ladder in solver.ladders(self.k, target):
             last = math.inf
             for setting in ladder:
                 tried.append(entry := self._try(solver, setting, target=target))
-                if not entry.why or entry.seconds > patience_s or entry.error > FALLS * last:
+                hopeless = entry.seconds > patience_s or entry.error > FALLS * last
+                if not entry.why or (hopeless and solver is not ECKART):
                     break
                 last = entry.error
         reached = [entry for entry in tried if not entry.why]
@@ -201,33 +202,35 @@ def _claims(
     def bar(value: float | None) -> float | None:
         return value if target == bars.at else None
 
+    claims = _against_defaults(entries, bars, turns) if target == bars.at and bars.default_time is not None else []
     at, here = f"at {target:g}", [entry for entry in entries if entry.target == target]
     mine = next(entry for entry in here if entry.solver is ECKART)
     names = f"best of {', '.join(peer.name for peer in peers)}" if len(peers) > 1 else peers[0].name
     first = f"{names} / Eckart, time {at}"
     if mine.why:
-        return [Claim(first, None, bar(bars.best), note=f"Eckart {mine.why}: error {mine.error:.2g}")]
+        return [Claim(first, None, bar(bars.best), note=f"Eckart {mine.why}: error {mine.error:.2g}"), *claims]
     able = [entry for entry in here if entry.key in turns and not entry.why]
-    rivals = [entry for entry in able if entry.solver in peers]
-    if rivals:
-        best = min(rivals, key=lambda entry: entry.seconds)
-        note = f"best: {best.label}" if len(peers) > 1 else ""
-        claims = [Claim(first, wanted=bar(bars.best), note=note, **claim_ratio(turns[best.key], turns[mine.key]))]
-    else:
-        claims = [Claim(first, None, note="no peer reaches the target")]
-    for entry in able:
+    for entry in reversed(able):
         if entry.solver in others:
             what = f"{entry.label} / Eckart, time {at}"
-            claims.append(Claim(what, **claim_ratio(turns[entry.key], turns[mine.key])))
-    if target == bars.at and bars.default_time is not None:
-        theirs, mine = (next(entry for entry in entries if entry.label == label) for label in (DEFAULTS, AGAINST))
-        times = claim_ratio(turns[theirs.key], turns[mine.key])
-        errors = theirs.error / max(mine.error, np.finfo(float).tiny)
-        claims.append(Claim(f"{DEFAULTS} / Eckart, time", wanted=bars.default_time, **times))
-        claims.append(
-            Claim(f"{DEFAULTS} / Eckart, error", errors, bars.default_error, note=f"tol {mine.setting['tol']:g}")
-        )
-    return claims
+            claims.insert(0, Claim(what, **claim_ratio(turns[entry.key], turns[mine.key])))
+    if rivals := [entry for entry in able if entry.solver in peers]:
+        best = min(rivals, key=lambda entry: entry.seconds)
+        note = f"best: {best.label}" if len(peers) > 1 else ""
+        ratio = claim_ratio(turns[best.key], turns[mine.key])
+        return [Claim(first, wanted=bar(bars.best), note=note, **ratio), *claims]
+    return [Claim(first, None, note="no peer reaches the target"), *claims]
+
+
+def _against_defaults(entries: Sequence[Entry], bars: Bars, turns: dict[str, Timed]) -> list[Claim]:
+    """Return what one setting of Eckart's gains on randomized_svd's defaults, in time and in error."""
+    theirs, mine = (next(entry for entry in entries if entry.label == label) for label in (DEFAULTS, AGAINST))
+    times = claim_ratio(turns[theirs.key], turns[mine.key])
+    errors = theirs.error / max(mine.error, np.finfo(float).tiny)
+    return [
+        Claim(f"{DEFAULTS} / Eckart, time", wanted=bars.default_time, **times),
+        Claim(f"{DEFAULTS} / Eckart, error", errors, bars.default_error, note=f"tol {mine.setting['tol']:g}"),
+    ]
 
 
 def _row(entry: Entry, turn: Timed | None) -> dict[str, Any]:

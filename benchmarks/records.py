@@ -20,7 +20,8 @@ __all__ = ["BadLine", "Record", "append", "cells_of", "code_hash", "key", "load_
 
 ROOT = Path(__file__).resolve().parents[1]
 FIELDS = {"case", "cell", "settings", "threads", "code", "machine", "seconds", "measured"}
-SHARED = ("case.py", "contest.py", "data.py", "solvers.py", "timing.py")  # what cases import
+SHARED = ("case.py", "data.py", "timing.py")  # what cases import,
+CONTEST = ("contest.py", "solvers.py")  # and what those import that are a contest
 
 
 class BadLine(Exception):
@@ -136,7 +137,8 @@ def _measured_files(folder: Path, case: str, code: Sequence[str], root: Path) ->
         files = source.rglob("*") if source.is_dir() else [source]
         yield from sorted(path for path in files if path.suffix in (".py", ".c", ".h", ".toml"))
     yield root / "CMakeLists.txt"
-    yield from (root / "benchmarks" / name for name in SHARED if (root / "benchmarks" / name).exists())
+    more = CONTEST if "benchmarks.contest" in (folder / f"{case}.py").read_text(encoding="utf-8") else ()
+    yield from (path for name in (*SHARED, *more) if (path := root / "benchmarks" / name).exists())
     yield folder / f"{case}.py"
 
 
