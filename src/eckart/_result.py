@@ -134,6 +134,9 @@ class Plan(_Part):
     model: str
     method: str
     keep: float | None
+    size: Count | None
+    max_loss_increase: NotNegative | None
+    cost: Literal["params", "bytes"]
     dtype: str
     seed: int
     unit: str

@@ -10,6 +10,7 @@ from eckart._result import Model, Quality, Result, Spread, parse
 from eckart.errors import printable
 
 __all__ = [
+    "asked",
     "count",
     "grown",
     "headline",
@@ -138,6 +139,17 @@ def ratio_interval(spread: Spread) -> str:
 def is_faster(spread: Spread) -> bool:
     """Whether even the lower quartile of the ratio, as it is printed, is above 1."""
     return spread.ratio is not None and float(f"{spread.ratio[0]:.2f}") > 1
+
+
+def asked(plan: Any) -> str:
+    """Return what a plan was asked for; plan: either class of that name."""
+    if plan.keep is not None:
+        return f"{percent(plan.keep)} of the {'bytes' if plan.cost == 'bytes' else 'parameters'}"
+    if plan.size is not None:
+        return f"at most {size(plan.size)}"
+    if plan.max_loss_increase is not None:
+        return f"a predicted loss of at most {number(plan.max_loss_increase)} {plan.unit}"
+    return "given ranks"
 
 
 def count(n: int) -> str:

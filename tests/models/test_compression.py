@@ -311,8 +311,8 @@ def test_a_plan_can_be_carried_out_in_another_dtype(tiny: Tiny, tmp_path: Path) 
 
 def test_arguments_that_would_have_no_effect_are_refused(tiny: Tiny, tmp_path: Path) -> None:
     made = eckart.plan(tiny("llama"), 0.8, method="plain")
-    for more in ({"method": "plain"}, {"layers": "*mlp*"}):
-        with pytest.raises(UsageError, match="plan= decides method and layers"):
+    for more in ({"method": "plain"}, {"storage": "pair"}, {"layers": "*mlp*"}):
+        with pytest.raises(UsageError, match="plan= decides method, storage and layers"):
             eckart.compress(tiny("llama"), plan=made, **more)
     with pytest.raises(UsageError, match="needs evaluate="):
         eckart.compress(tiny("llama"), 0.8, method="plain", out=tmp_path / "out", beside=[tiny("llama")])

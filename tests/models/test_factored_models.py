@@ -58,8 +58,9 @@ if model.can_generate():
 tied = model.get_output_embeddings() is not None and (
     model.get_output_embeddings().weight is model.get_input_embeddings().weight
 )
+orders = sum(buffer.numel() for name, buffer in model.named_buffers() if name.endswith(".order"))
 print(json.dumps({"output": output.flatten().tolist(), "generated": generated, "tied": tied,
-                  "class": type(model).__name__, "parameters": model.num_parameters()}))
+                  "class": type(model).__name__, "parameters": model.num_parameters() + orders}))
 """
 
 

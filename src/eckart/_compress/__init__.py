@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from eckart._compress._job import Source, Texts, planned, prepare
 from eckart._compress._plan import Plan
+from eckart._compress._target import as_target
 from eckart._files import check_room, refuse_existing
 from eckart.errors import UsageError
 from eckart.models import Model
@@ -26,8 +27,11 @@ CALIBRATION_TOKENS = 8192
 
 def plan(
     model: Source | Model,
-    keep: float,
+    keep: float | None = None,
     *,
+    size: str | int | None = None,
+    max_loss_increase: float | None = None,
+    cost: Literal["params", "bytes"] = "params",
     data: Texts | None = None,
     method: str = "auto",
     storage: Literal["auto", "pair", "pifa"] = "auto",
@@ -44,8 +48,9 @@ def plan(
 
     Arguments and errors are those of `compress`.
     """
+    target = as_target(keep, size, max_loss_increase, cost)
     job = prepare(
-        model, keep, method, storage, dtype, data, tokens, context, layers, device, max_shard_size, seed, progress
+        model, target, method, storage, dtype, data, tokens, context, layers, device, max_shard_size, seed, progress
     )
     return planned(job)[0]
 
@@ -54,6 +59,9 @@ def compress(
     model: Source | Model,
     keep: float | None = None,
     *,
+    size: str | int | None = None,
+    max_loss_increase: float | None = None,
+    cost: Literal["params", "bytes"] = "params",
     plan: Plan | Source | None = None,
     data: Texts | None = None,
     evaluate: Texts | None = None,
@@ -75,8 +83,10 @@ def compress(
 ) -> HuggingFaceModel:
     """Return a new model with `keep` of the parameters of the given one, which is not changed.
 
-    model: what `open_model` takes, or an opened model. keep: fraction of all its parameters, above 0 and at most 1,
-    tied ones counted once; or plan: a Plan, or the file of one, whose ranks are used as they stand. data: UTF-8 texts
+    model: what `open_model` takes, or an opened model. Give one of: keep, the fraction of its parameters (tied ones
+    counted once) or, with cost="bytes", of its weight files' bytes that may stay, above 0 and at most 1; size, the
+    largest size of these files, such as "300MB"; max_loss_increase, the most that is predicted to be lost, in nats a
+    token, at the least cost; plan, a Plan, or the file of one, whose options are used as they stand. data: UTF-8 texts
     to calibrate on, of which `tokens` tokens are drawn by `seed` in pieces of `context`; only "plain" needs none.
     method: "two-sided" (inputs and output gradients, ranks by predicted loss), "input" (inputs alone), "plain"
     (truncated SVD, the same fraction everywhere), "auto", or by its authors' formula "fwsvd", "asvd", "svd-llm",
@@ -94,8 +104,9 @@ def compress(
     """
     from eckart._compress._finish import Evaluation, finish
 
-    if (keep is None) == (plan is None):
-        raise UsageError("give either keep= (a fraction of all parameters) or plan=, and not both")
+    target = None if plan is not None else as_target(keep, size, max_loss_increase, cost)
+    if plan is not None and (keep, size, max_loss_increase) != (None, None, None):
+        raise UsageError("plan= says what every layer becomes, so keep=, size= and max_loss_increase= cannot be given")
     if evaluate is not None and out is None:
         raise UsageError("evaluate= measures the saved files, so it needs out=", fix="eckart.measure(model, data=…)")
     if beside and evaluate is None:
@@ -110,10 +121,11 @@ def compress(
     if given is not None:
         method, dtype = given.method, dtype or given.dtype
     job = prepare(
-        model, keep, method, storage, dtype, data, tokens, context, layers, device, max_shard_size, seed, progress
+        model, target, method, storage, dtype, data, tokens, context, layers, device, max_shard_size, seed, progress
     )
     if out is not None:  # the least that it can take; the exact size is known, and checked, when it is written
-        check_room(Path(out), int((job.keep or 0) * job.model.parameters * DTYPE_BYTES[job.dtype]))
+        share = 0.0 if target is None or target.keep is None else target.keep
+        check_room(Path(out), int(share * job.model.parameters * DTYPE_BYTES[job.dtype]))
     made, cuts = planned(job, given)
     small = job.model.copy()
     for name, option in made.options.items():

@@ -14,6 +14,7 @@ __all__ = ["model_card"]
 def model_card(small: HuggingFaceModel, dense: HuggingFaceModel, plan: Plan, measurement: dict[str, Any] | None) -> str:
     """Return the README.md of the saved folder, with the front matter that model hubs read."""
     import eckart
+    from eckart._table import asked
 
     front = [f"base_model: {dense.name}", "library_name: transformers", "tags: [eckart, low-rank, compressed]"]
     if dense.licence:
@@ -27,7 +28,7 @@ def model_card(small: HuggingFaceModel, dense: HuggingFaceModel, plan: Plan, mea
         f"# {dense.name}, {'compressed' if small.replaced else 'approximated'} by Eckart",
         "",
         f"{factored} of {len(plan.layers)} layers of {dense.name} were replaced by low-rank approximations "
-        f"(method {plan.method}, keep {plan.keep}, seed {plan.seed}, Eckart {eckart.__version__}): "
+        f"(method {plan.method}, asked for: {asked(plan)}, seed {plan.seed}, Eckart {eckart.__version__}): "
         f"{plan.parameters_before:,} parameters became {small.parameters:,}, {plan.bytes_before:,} bytes of weights in "
         f"{plan.dtype} became {small.input_bytes:,}. `eckart_plan.json` says what each layer became.",
         "",

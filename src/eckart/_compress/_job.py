@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from eckart._compress._plan import LayerPlan, Plan
+from eckart._compress._target import Target, check_target
 from eckart.errors import UsageError
 from eckart.models import Model, open_model
 from eckart.models._model import Layer, Progress, silent
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from eckart._compress._methods import Method
+    from eckart._compress._ranks import Offers
     from eckart._factorise import Truncation
     from eckart.models._huggingface import HuggingFaceModel
 
@@ -32,10 +35,10 @@ STORAGE = {"auto": ("pair", "pifa"), "pair": ("pair",), "pifa": ("pifa",)}  # fo
 
 @dataclass(frozen=True)
 class Job:
-    """The arguments that plan and compress share, resolved. keep: None where a plan is given instead."""
+    """The arguments that plan and compress share, resolved. target: None where a plan is given instead."""
 
     model: HuggingFaceModel
-    keep: float | None
+    target: Target | None
     method: Method
     formats: Sequence[str]
     dtype: str
@@ -51,7 +54,7 @@ class Job:
 
 def prepare(
     model: Source | Model,
-    keep: float | None,
+    target: Target | None,
     method: str,
     storage: str,
     dtype: str | None,
@@ -68,10 +71,6 @@ def prepare(
     from eckart._compress._methods import choose_method
     from eckart.models._huggingface import HuggingFaceModel
 
-    if keep is not None and not 0 < keep <= 1:
-        raise UsageError(
-            f"keep = {keep:g} is not a fraction of the parameters", fix="a number above 0 and at most 1, such as 0.8"
-        )
     progress = progress or silent
     progress("opening the model", 0, 1)
     opened = open_model(model)
@@ -85,6 +84,8 @@ def prepare(
     chosen = choose_method(method, opened)
     if storage not in STORAGE:
         raise UsageError(f"there is no storage {storage!r}", fix=f"one of {', '.join(STORAGE)}")
+    if target is not None:
+        check_target(target, chosen)
     formats = STORAGE["pair" if storage == "auto" and chosen.pairs else storage]
     if chosen.inputs and data is None:
         raise UsageError(
@@ -95,25 +96,24 @@ def prepare(
     if dtype not in DTYPE_BYTES or dtype.startswith("float8"):
         raise UsageError(f"weights cannot be saved as {dtype!r}", fix="float32, float16, bfloat16 or float64")
     shard = parse_size(max_shard_size)
-    return Job(opened, keep, chosen, formats, dtype, data, tokens, context, layers, device, shard, seed, progress)
+    return Job(opened, target, chosen, formats, dtype, data, tokens, context, layers, device, shard, seed, progress)
 
 
 def planned(job: Job, given: Plan | None = None) -> tuple[Plan, dict[str, Truncation]]:
     """Return the plan, and the truncations from which it can be carried out."""
     from eckart._compress._calibrate import truncations
-    from eckart._compress._ranks import budget_of, choose_ranks, most_useful_rank, ranks_on_offer, selected
+    from eckart._compress._ranks import most_useful_rank, ranks_on_offer, selected
     from eckart.models._save_huggingface import predicted_bytes, predicted_parameters
 
     model, method, dtype = job.model, job.method, job.dtype
     layers = model.layers()
     reasons = selected(layers, job.layers)
     if given is None:
-        assert job.keep is not None
         names = [name for name, reason in reasons.items() if not reason]
         formats = job.formats
         offers = {name: model.options(name, dtype, ranks_on_offer(layers[name], method, formats)) for name in names}
-        budget = budget_of(offers, model.parameters, job.keep)  # what is impossible is said before the long work
         ranks = {name: most_useful_rank(layers[name], formats) for name in names}
+        choose = _choice(job, offers)  # what is impossible is said before the long work
     else:
         wanted = _fitting(given, model)
         ranks = {name: option.ranks[0] for name, option in wanted.items()}
@@ -121,17 +121,21 @@ def planned(job: Job, given: Plan | None = None) -> tuple[Plan, dict[str, Trunca
         model, list(ranks), _pieces(job), method, ranks.__getitem__, device=job.device, progress=job.progress
     )
     if given is None:
-        options = choose_ranks(offers, cuts, method, budget)
+        options = choose(cuts)
     else:
         options = {
             name: model.options(name, dtype, {option.format: option.ranks})[1] for name, option in wanted.items()
         }
     changed = {name: option for name, option in options.items() if option.format != "dense"}
     shard = job.max_shard_bytes
+    target = job.target or Target("bytes" if given and given.cost == "bytes" else "params")
     made = Plan(
         model=model.name,
         method=method.name,
-        keep=job.keep if given is None else given.keep,
+        keep=target.keep,
+        size=target.size,
+        max_loss_increase=target.loss,
+        cost=target.cost,
         dtype=dtype,
         seed=job.seed,
         unit=method.unit,
@@ -142,6 +146,35 @@ def planned(job: Job, given: Plan | None = None) -> tuple[Plan, dict[str, Trunca
         bytes_after=predicted_bytes(model, changed, dtype=dtype, max_shard_bytes=shard),
     )
     return made, cuts
+
+
+def _choice(job: Job, offers: Offers) -> Callable[[Mapping[str, Truncation]], dict[str, Option]]:
+    """Return what chooses an option for every layer on offer, from its truncations; BudgetError: none would do."""
+    from eckart._compress._ranks import budget_of, choose_ranks, choose_ranks_by_loss
+    from eckart.models._save_huggingface import predicted_bytes
+
+    target, model, method = job.target, job.model, job.method
+    assert target is not None
+    if target.loss is not None:
+        most = target.loss
+        return lambda cuts: choose_ranks_by_loss(offers, cuts, method, most, target.cost)
+    bytes_of = partial(predicted_bytes, model, dtype=job.dtype, max_shard_bytes=job.max_shard_bytes)
+    total = bytes_of({}) if target.cost == "bytes" else model.parameters
+    allowed = int((target.keep or 0) * total) if target.size is None else target.size
+    asked = f"keep = {target.keep:g}" if target.size is None else f"size = {target.size:,}"
+    budget = budget_of(offers, total, allowed, target.cost, asked)
+
+    def choose(cuts: Mapping[str, Truncation]) -> dict[str, Option]:
+        left = budget
+        while True:
+            chosen = choose_ranks(offers, cuts, method, left, target.cost)
+            changed = {name: option for name, option in chosen.items() if option.format != "dense"}
+            excess = bytes_of(changed) - allowed if target.cost == "bytes" else 0
+            if excess <= 0:
+                return chosen
+            left -= excess  # the header of the file grew with the number of its tensors
+
+    return choose
 
 
 def _layer_plan(

@@ -48,7 +48,8 @@ class LayerPlan:
 class Plan:
     """One option a layer, and the totals that follow from them; parameters and bytes are exact, the loss is predicted.
 
-    keep: the fraction of all parameters that was asked for. unit: of every loss_increase. bytes count the weight files,
+    keep, size, max_loss_increase: which of these was asked for, and cost: what was counted, "params" or "bytes", in
+    keep, or made small within the loss. unit: of every loss_increase. bytes count the weight files,
     headers and index included; bytes_before is the dense model saved in the same dtype.
     """
 
@@ -63,6 +64,9 @@ class Plan:
     parameters_after: int
     bytes_before: int
     bytes_after: int
+    size: int | None = None
+    max_loss_increase: float | None = None
+    cost: str = "params"
 
     @property
     def options(self) -> dict[str, Option]:
@@ -107,6 +111,7 @@ class Plan:
         return {
             "schema": SCHEMA,
             **{name: getattr(self, name) for name in (*names, "bytes_before", "bytes_after")},
+            **{name: getattr(self, name) for name in ("size", "max_loss_increase", "cost")},
             "keep_reached": self.keep_reached,
             "predicted_loss_increase": self.predicted_loss_increase,
             "layers": [_layer_to_json(layer) for layer in self.layers],
@@ -141,7 +146,7 @@ class Plan:
             layers = tuple(layer for layer, _ in written)
             more_params = sum(layer.option.params - old["params"] for layer, old in written)
             more_bytes = sum(layer.option.bytes - old["bytes"] for layer, old in written)
-            keep = value["keep"]
+            keep, size, most = value["keep"], value["size"], value["max_loss_increase"]
             return cls(
                 model=str(value["model"]),
                 method=str(value["method"]),
@@ -154,6 +159,9 @@ class Plan:
                 parameters_after=int(value["parameters_after"]) + more_params,
                 bytes_before=int(value["bytes_before"]),
                 bytes_after=int(value["bytes_after"]) + more_bytes,
+                size=None if size is None else int(size),
+                max_loss_increase=None if most is None else float(most),
+                cost=str(value["cost"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, (InputError, UsageError)):

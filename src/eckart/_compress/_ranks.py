@@ -10,12 +10,13 @@ import numpy as np
 
 from eckart._compress._allocate import Choices, least_loss
 from eckart._compress._methods import Method
+from eckart._compress._target import Cost, cost_of
 from eckart._factorise import Truncation
 from eckart.errors import BudgetError, UsageError
 from eckart.models._model import Layer
 from eckart.models._option import Option, largest_useful_rank
 
-__all__ = ["budget_of", "choose_ranks", "most_useful_rank", "ranks_on_offer", "selected"]
+__all__ = ["budget_of", "choose_ranks", "choose_ranks_by_loss", "most_useful_rank", "ranks_on_offer", "selected"]
 
 RANK_STEP = 8  # ranks on offer are its multiples; matrix products of other sizes waste part of a vector register
 
@@ -60,57 +61,66 @@ def selected(layers: Mapping[str, Layer], patterns: str | Sequence[str]) -> dict
     return reasons
 
 
-def budget_of(offers: Offers, total: int, keep: float) -> int:
-    """Return how many parameters the layers in `offers`, dense first in each, may have together.
+def budget_of(offers: Offers, total: int, allowed: int, cost: Cost, asked: str) -> int:
+    """Return how much the layers in `offers`, dense first in each, may cost together.
 
-    total: parameters of the model, of which keep · total may stay. BudgetError: the smallest options are too large.
+    total: cost of the model, of which `allowed` may stay. BudgetError: the smallest options are too large.
     """
-    fixed = total - sum(options[0].params for options in offers.values())
-    least = sum(min(option.params for option in options) for options in offers.values())
-    budget = int(keep * total) - fixed
-    if least > budget:
+    fixed = total - sum(cost_of(options[0], cost) for options in offers.values())
+    least = sum(min(cost_of(option, cost) for option in options) for options in offers.values())
+    if least > allowed - fixed:
+        unit = {"params": "parameters", "bytes": "bytes"}[cost]
         raise BudgetError(
-            f"keep = {keep:g} leaves {int(keep * total):,} of {total:,} parameters, but {fixed:,} are in layers that "
-            f"stay dense, and the rest takes at least {least:,}",
+            f"{asked} leaves {allowed:,} of {total:,} {unit}, but {fixed:,} are in what stays dense, and the rest "
+            f"takes at least {least:,}",
             fix=f"keep >= {np.ceil((least + fixed) / total * 1000) / 1000:g}, or let layers= take in more layers",
         )
-    return budget
+    return allowed - fixed
 
 
-def choose_ranks(offers: Offers, cuts: Mapping[str, Truncation], method: Method, budget: int) -> dict[str, Option]:
-    """Return the option of every layer in `offers` such that their parameters add up to at most `budget`."""
+def choose_ranks(
+    offers: Offers, cuts: Mapping[str, Truncation], method: Method, budget: int, cost: Cost
+) -> dict[str, Option]:
+    """Return the option of every layer in `offers` such that their cost adds up to at most `budget`."""
     if method.ranks == "uniform":
-        return _by_fraction(offers, budget, dict.fromkeys(offers, 1.0))
+        return _by_fraction(offers, budget, cost, dict.fromkeys(offers, 1.0))
     if method.ranks == "by type":
-        return _by_fraction(offers, budget, _shares_by_type(offers, cuts, budget))
-    choices = {
-        name: Choices(
-            np.array([option.params for option in options], dtype=np.float64),
-            np.array([_loss(cuts[name], option, method) for option in options]),
-        )
-        for name, options in offers.items()
-    }
-    chosen = least_loss(choices, budget)
+        return _by_fraction(offers, budget, cost, _shares_by_type(offers, cuts, budget, cost))
+    chosen = least_loss({name: _choices(options, cuts[name], method, cost) for name, options in offers.items()}, budget)
     return {name: offers[name][i] for name, i in chosen.items()}
+
+
+def choose_ranks_by_loss(
+    offers: Offers, cuts: Mapping[str, Truncation], method: Method, most: float, cost: Cost
+) -> dict[str, Option]:
+    """Return the options of least cost whose predicted losses add up to at most `most`: the knapsack, turned round."""
+    known = {name: _choices(options, cuts[name], method, cost) for name, options in offers.items()}
+    turned = {name: Choices(choices.losses, choices.costs) for name, choices in known.items()}
+    return {name: offers[name][i] for name, i in least_loss(turned, most).items()}
+
+
+def _choices(options: Sequence[Option], cut: Truncation, method: Method, cost: Cost) -> Choices:
+    losses = [_loss(cut, option, method) for option in options]
+    return Choices(np.array([cost_of(option, cost) for option in options], dtype=np.float64), np.array(losses))
 
 
 def _loss(cut: Truncation, option: Option, method: Method) -> float:
     return float(method.losses(cut)[option.ranks[0]]) if option.ranks else 0.0
 
 
-def _shares_by_type(offers: Offers, cuts: Mapping[str, Truncation], budget: int) -> dict[str, float]:
+def _shares_by_type(offers: Offers, cuts: Mapping[str, Truncation], budget: int, cost: Cost) -> dict[str, float]:
     """Return by how much more than others of its type, such as q_proj, each layer is reduced; 1 is the mean of a type.
 
     In proportion to 1 / log L, L the Frobenius norm of its loss at equal fractions (SVD-LLM v2, NAACL 2025, algorithm
     1), or equally where these have no positive sum.
     """
-    fraction = budget / sum(options[0].params for options in offers.values())
+    fraction = budget / sum(cost_of(options[0], cost) for options in offers.values())
     types: dict[str, list[str]] = {}
     for name in offers:
         types.setdefault(name.rpartition(".")[2], []).append(name)
     shares = dict.fromkeys(offers, 1.0)
     for names in types.values():
-        ranks = [(_largest(offers[name], fraction).ranks or (-1,))[0] for name in names]
+        ranks = [(_largest(offers[name], fraction, cost).ranks or (-1,))[0] for name in names]
         losses = np.array([cuts[name].losses[k] ** 0.5 for name, k in zip(names, ranks, strict=True)])
         with np.errstate(divide="ignore", invalid="ignore"):
             scores = 1 / np.log(losses)
@@ -119,33 +129,36 @@ def _shares_by_type(offers: Offers, cuts: Mapping[str, Truncation], budget: int)
     return shares
 
 
-def _by_fraction(offers: Offers, budget: int, shares: Mapping[str, float]) -> dict[str, Option]:
+def _by_fraction(offers: Offers, budget: int, cost: Cost, shares: Mapping[str, float]) -> dict[str, Option]:
     """Return the largest options that fit and reduce every layer in proportion to its share.
 
     What is left of the budget buys single ranks.
     """
     low, high = 0.0, 1 / min(shares.values())
-    chosen = {name: min(options, key=lambda option: option.params) for name, options in offers.items()}
+    chosen = {name: min(options, key=lambda option: cost_of(option, cost)) for name, options in offers.items()}
     for _ in range(60):
         middle = (low + high) / 2
-        trial = {name: _largest(options, 1 - middle * shares[name]) for name, options in offers.items()}
-        if sum(option.params for option in trial.values()) > budget:
+        trial = {name: _largest(options, 1 - middle * shares[name], cost) for name, options in offers.items()}
+        if sum(cost_of(option, cost) for option in trial.values()) > budget:
             low = middle
         else:
             high, chosen = middle, trial
-    rest = budget - sum(option.params for option in chosen.values())
+    rest = budget - sum(cost_of(option, cost) for option in chosen.values())
     for name, options in offers.items():
-        larger = [option for option in options if 0 < option.params - chosen[name].params <= rest]
+        before = cost_of(chosen[name], cost)
+        larger = [option for option in options if 0 < cost_of(option, cost) - before <= rest]
         if larger:
-            one = min(larger, key=lambda option: option.params)
-            rest -= one.params - chosen[name].params
-            chosen[name] = one
+            chosen[name] = min(larger, key=lambda option: cost_of(option, cost))
+            rest -= cost_of(chosen[name], cost) - before
     return chosen
 
 
-def _largest(options: Sequence[Option], fraction: float) -> Option:
-    fitting = [option for option in options if option.params <= fraction * options[0].params]
-    return max(fitting or [min(options, key=lambda option: option.params)], key=lambda option: option.params)
+def _largest(options: Sequence[Option], fraction: float, cost: Cost) -> Option:
+    most = fraction * cost_of(options[0], cost)
+    fitting = [option for option in options if cost_of(option, cost) <= most]
+    return max(
+        fitting or [min(options, key=lambda option: cost_of(option, cost))], key=lambda option: cost_of(option, cost)
+    )
 
 
 def _matches(name: str, pattern: str) -> bool:

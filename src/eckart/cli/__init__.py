@@ -34,6 +34,12 @@ Evaluate = Annotated[
     typer.Option(help="UTF-8 text to measure on, not used for calibration; may be repeated."),
 ]
 Keep = Annotated[Optional[float], typer.Option(help="Fraction of all parameters to keep, above 0 and at most 1.")]  # noqa: UP045
+Size = Annotated[Optional[str], typer.Option(help="Or the largest size of the weight files, as 300MB or 1.5GiB.")]  # noqa: UP045
+MaxLossIncrease = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(help="Or the most that may be lost, as predicted, in nats a token, at the least cost."),
+]
+Cost = Annotated[Literal["params", "bytes"], typer.Option(help="What --keep counts, or a given loss leaves least of.")]
 Method = Annotated[
     str,
     typer.Option(
@@ -63,6 +69,9 @@ def compress(
     model: ModelPath,
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the compressed model.", show_default=False)],
     keep: Keep = None,
+    size: Size = None,
+    max_loss_increase: MaxLossIncrease = None,
+    cost: Cost = "params",
     plan: Annotated[Optional[Path], typer.Option(help="Use the ranks of this plan, instead of --keep.")] = None,  # noqa: UP045
     data: Data = None,
     evaluate: Evaluate = None,
@@ -96,6 +105,9 @@ def compress(
             small = eckart.compress(
                 model,
                 keep,
+                size=size,
+                max_loss_increase=max_loss_increase,
+                cost=cost,
                 plan=plan,
                 data=data,
                 evaluate=evaluate,
@@ -124,7 +136,10 @@ def compress(
 @app.command(epilog="Example: eckart plan org/model --keep 0.8 --data train.txt -o plan.json")
 def plan(
     model: ModelPath,
-    keep: Annotated[float, typer.Option(help="Fraction of all parameters to keep.", show_default=False)],
+    keep: Keep = None,
+    size: Size = None,
+    max_loss_increase: MaxLossIncrease = None,
+    cost: Cost = "params",
     out: Annotated[Optional[Path], typer.Option("--out", "-o", help="File for the plan, to edit and use.")] = None,  # noqa: UP045
     data: Data = None,
     method: Method = "auto",
@@ -148,6 +163,9 @@ def plan(
             made = eckart.plan(
                 model,
                 keep,
+                size=size,
+                max_loss_increase=max_loss_increase,
+                cost=cost,
                 data=data,
                 method=method,
                 storage=storage,

@@ -63,10 +63,9 @@ def places(names: Sequence[str]) -> dict[str, Place]:
 
 def _summary(plan: Plan) -> Iterator[str]:
     changed = sum(layer.rank is not None for layer in plan.layers)
-    asked = "by given ranks" if plan.keep is None else f"asked to keep {figures.percent(plan.keep)}"
     yield f"{figures.count(changed)} of {figures.count(len(plan.layers))} layers are factored (method "
     yield element("b", plan.method)
-    yield f", {asked}, {figures.percent(plan.keep_reached)} of the parameters are left)."
+    yield f", asked for: {figures.asked(plan)}; {figures.percent(plan.keep_reached)} of the parameters are left)."
 
 
 def _prediction(plan: Plan) -> Html:
