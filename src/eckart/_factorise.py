@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from eckart.errors import RankError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Gram", "Pair", "PivotRows", "Truncation", "pivoted", "truncation"]
+__all__ = ["Cut", "Gram", "Pair", "PivotRows", "Truncation", "losses_of", "pivoted", "truncation"]
 
 TOKENS_PER_PRODUCT = 1024  # rows multiplied in float32 before their product is added in float64
 
@@ -81,6 +81,17 @@ class PivotRows:
     order: torch.Tensor
 
 
+class Cut(Protocol):
+    """What ranks are chosen from: the losses of one weight at every rank, and the factors for one."""
+
+    @property
+    def losses(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Return ‖Yᵀ(W - W_k)X‖_F² for k = 0 … min(m, n)."""
+
+    def pair(self, k: int) -> Pair:
+        """Return the best factors of rank k, up to the rank that was kept."""
+
+
 @dataclass(frozen=True)
 class Truncation:
     """Every best approximation of one weight at once: cut at any k up to the rank that was kept.
@@ -95,11 +106,9 @@ class Truncation:
 
     @cached_property
     def losses(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """‖Yᵀ(W - W_k)X‖_F² for k = 0 … min(m, n), summed from the small end so that the tail keeps its digits."""
-        return np.append(np.cumsum(self.s[::-1] ** 2)[::-1], 0.0)
+        return losses_of(self.s)
 
     def pair(self, k: int) -> Pair:
-        """Return the best factors of rank k, up to the rank that was kept."""
         if not 0 <= k <= self.up.shape[1]:
             raise RankError(f"rank {k} asked of a truncation that keeps factors up to rank {self.up.shape[1]}")
         return Pair(self.up[:, :k], self.down[:k])
@@ -107,6 +116,11 @@ class Truncation:
     def stored(self) -> Truncation:
         """Return this truncation with its factors in float32 on the CPU, where they wait until ranks are chosen."""
         return replace(self, up=self.up.float().cpu(), down=self.down.float().cpu())
+
+
+def losses_of(s: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return ‖Yᵀ(W - W_k)X‖_F² for k = 0 … min(m, n), summed from the small end so that the tail keeps its digits."""
+    return np.append(np.cumsum(s[::-1] ** 2)[::-1], 0.0)
 
 
 def truncation(

@@ -12,6 +12,7 @@ from torch import nn
 
 import eckart
 from eckart._compress._calibrate import _sweep
+from eckart._compress._journal import Journal
 from eckart._compress._methods import METHODS
 from eckart.errors import InputError
 from eckart.models._blocks import check_blocks_stand_alone
@@ -33,7 +34,7 @@ def close(a: Any, b: Any) -> bool:
 
 
 @pytest.mark.parametrize("kind", ["llama", "untied", "gpt2", "bert"])
-def test_grams_are_those_of_one_pass_through_the_whole_model(tiny: Tiny, kind: str) -> None:
+def test_grams_are_those_of_one_pass_through_the_whole_model(tiny: Tiny, kind: str, tmp_path: Path) -> None:
     model: Any = eckart.open_model(tiny(kind))
     names = compressible(model)
     method = METHODS["input" if kind == "bert" else "two-sided"]
@@ -50,7 +51,7 @@ def test_grams_are_those_of_one_pass_through_the_whole_model(tiny: Tiny, kind: s
         inputs.update({name: taps.inputs[name] for name in some})
         outputs.update({name: taps.outputs[name] for name in some if method.gradients != "none"})
 
-    _sweep(model, names, BATCHES, method, take, model.module.device, silent)
+    _sweep(model, names, BATCHES, method, take, Journal(tmp_path), model.module.device, silent)
     assert inputs.keys() == set(names)
     for name in names:
         assert inputs[name].count == sum(batch.numel() for batch in BATCHES)

@@ -52,7 +52,8 @@ def plan(
     job = prepare(
         model, target, method, storage, dtype, data, tokens, context, layers, device, max_shard_size, seed, progress
     )
-    return planned(job)[0]
+    with planned(job) as (made, _):
+        return made
 
 
 def compress(
@@ -72,6 +73,7 @@ def compress(
     dtype: str | None = None,
     format: Literal["factored", "dense"] = "factored",
     out: Source | None = None,
+    resume: bool = False,
     tokens: int = CALIBRATION_TOKENS,
     context: int = CONTEXT,
     evaluate_tokens: int | Sequence[int] = EVALUATION_TOKENS,
@@ -96,8 +98,10 @@ def compress(
     excludes. dtype: of the saved weights, by default that of the source, float16 for a quantised one. format:
     "factored", or "dense" for an ordinary checkpoint that any loader reads and that saves nothing. out: a new folder,
     written whole or not at all; its reloaded outputs and its size are checked against the model and the plan before it
-    gets its name. evaluate: texts for a measurement of the saved files beside the dense model, and beside the models
-    `beside` names, in a fresh process; needs `out`. command: what the measurement remembers as the way to it.
+    gets its name. resume: go on where a run towards `out` with the same arguments was interrupted, with the same result
+    bit for bit; where there was none, begin. evaluate: texts for a measurement of the saved files beside the dense
+    model, and beside the models `beside` names, in a fresh process; needs `out`. command: what the measurement
+    remembers as the way to it.
 
     The result has `.plan` and, if evaluated, `.measurement` (schema "eckart.compare/1").
     UsageError, InputError, BudgetError, OutputError, NumericalError: as their names say; nothing is left behind then.
@@ -115,6 +119,8 @@ def compress(
         raise UsageError("plan= decides method, storage and layers, so these cannot be given with it")
     if format not in ("factored", "dense"):
         raise UsageError(f"there is no format {format!r}", fix="factored or dense")
+    if resume and out is None:
+        raise UsageError("resume= goes on with an unfinished run towards out=, which is not given")
     if out is not None:
         refuse_existing(Path(out))
     given = plan if isinstance(plan, Plan) or plan is None else Plan.load(os.fspath(plan))
@@ -126,14 +132,14 @@ def compress(
     if out is not None:  # the least that it can take; the exact size is known, and checked, when it is written
         share = 0.0 if target is None or target.keep is None else target.keep
         check_room(Path(out), int(share * job.model.parameters * DTYPE_BYTES[job.dtype]))
-    made, cuts = planned(job, given)
-    small = job.model.copy()
-    for name, option in made.options.items():
-        pair = cuts.pop(name).pair(option.ranks[0])
-        small = small.assign_(name, pair) if format == "dense" else small.replace_(name, option, pair)
-    small.round_(job.dtype)
-    small.stored_dtype, small.plan, small.source_bytes = job.dtype, made, job.model.input_bytes
-    if out is not None:
-        wanted = None if evaluate is None else Evaluation(evaluate, beside, evaluate_tokens, context, command, seed)
-        finish(small, job.model, Path(out), wanted, job.max_shard_bytes, job.progress)
+    with planned(job, given, out=None if out is None else Path(out), resume=resume) as (made, cuts):
+        small = job.model.copy()
+        for name, option in made.options.items():
+            pair = cuts[name].pair(option.ranks[0])
+            small = small.assign_(name, pair) if format == "dense" else small.replace_(name, option, pair)
+        small.round_(job.dtype)
+        small.stored_dtype, small.plan, small.source_bytes = job.dtype, made, job.model.input_bytes
+        if out is not None:
+            wanted = None if evaluate is None else Evaluation(evaluate, beside, evaluate_tokens, context, command, seed)
+            finish(small, job.model, Path(out), wanted, job.max_shard_bytes, job.progress)
     return small

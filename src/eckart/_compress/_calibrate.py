@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from eckart._factorise import Truncation, truncation
+from eckart._compress._journal import Journal, StoredTruncation
+from eckart._factorise import truncation
 
 if TYPE_CHECKING:
     import torch
 
     from eckart._compress._methods import Method
+    from eckart.models._blocks import BlockRunner
     from eckart.models._huggingface import HuggingFaceModel
     from eckart.models._model import Progress
     from eckart.models._taps import Taps
@@ -30,36 +32,37 @@ def truncations(
     pieces: torch.Tensor | None,
     method: Method,
     kept_rank: Kept,
+    journal: Journal,
     *,
     device: Any,
     progress: Progress,
-) -> dict[str, Truncation]:
-    """Return the truncation of every layer in `names`, with factors up to kept_rank(name), in float32.
+) -> dict[str, StoredTruncation]:
+    """Return the truncation of every layer in `names`, with factors up to kept_rank(name), in float32, in the journal.
 
     pieces: calibration tokens, (count, context); None for a method that looks at the weights alone. Only one block's
-    Gram matrices, gradients and activations exist at once; hidden states are kept at the block boundaries.
+    Gram matrices, gradients, activations and factors are in memory at once; hidden states wait on disk. What the
+    journal holds already is not made again.
     """
-    found: dict[str, Truncation] = {}
 
-    def cut(name: str, taps: Taps | None) -> Truncation:
+    def cut(name: str, taps: Taps | None) -> None:
         inputs, outputs = method.metric(taps, name) if taps else (None, None)
         weight = model.weight(name).to(device)
-        return truncation(weight, inputs=inputs, outputs=outputs, keep_rank=kept_rank(name)).stored()
+        journal.put(name, truncation(weight, inputs=inputs, outputs=outputs, keep_rank=kept_rank(name)).stored())
 
     with _one_thread_each() as pool:
 
         def take(some: Sequence[str], taps: Taps | None) -> Iterator[str]:
-            for name, truncated in zip(some, pool.map(cut, some, [taps] * len(some)), strict=True):
-                found[name] = truncated
-                yield name
+            left = [name for name in some if not journal.has(name)]
+            yield from (name for name in some if name not in left)
+            yield from (name for name, _ in zip(left, pool.map(cut, left, [taps] * len(left)), strict=True))
 
         if pieces is None:
             for done, _ in enumerate(take(names, None), 1):
                 progress("factorising", done, len(names))
-        else:
+        elif not all(map(journal.has, names)):
             batches = pieces.split(max(1, BATCH_TOKENS // pieces.shape[1]))
-            _sweep(model, names, batches, method, lambda some, taps: list(take(some, taps)), device, progress)
-    return found
+            _sweep(model, names, batches, method, lambda some, taps: list(take(some, taps)), journal, device, progress)
+    return {name: journal.get(name) for name in names}
 
 
 @contextlib.contextmanager
@@ -86,31 +89,53 @@ def _sweep(
     batches: Sequence[torch.Tensor],
     method: Method,
     take: Callable[[Sequence[str], Taps | None], object],
+    journal: Journal,
     device: Any,
     progress: Progress,
 ) -> None:
-    """Run forward block by block, then the head, then backward block by block, and hand over each block's Grams."""
+    """Run forward block by block, then the head, then backward block by block, and hand over each block's Grams.
+
+    Where the journal holds gradients at a block boundary, nothing beyond it is run again.
+    """
+    with contextlib.closing(model.runner(batches, device, journal.folder)) as runner:
+        _run(runner, model, names, batches, method, take, journal, progress)
+
+
+def _run(
+    runner: BlockRunner,
+    model: HuggingFaceModel,
+    names: Sequence[str],
+    batches: Sequence[torch.Tensor],
+    method: Method,
+    take: Callable[[Sequence[str], Taps | None], object],
+    journal: Journal,
+    progress: Progress,
+) -> None:
     from eckart.models._quality import next_token_loss
 
-    runner = model.runner(batches, device)
     blocks = model.blocks()
     home = {name: next((i for i, block in enumerate(blocks) if name.startswith(block + ".")), -1) for name in names}
-    steps, backward = 2 * len(blocks) + 1, method.gradients != "none"
+    backward, reached = method.gradients != "none", journal.gradients()
+    last = len(blocks) if reached is None else reached[0]
+    steps = 2 * last + 1
     runner.start()
-    for i in range(len(blocks)):
+    for i in range(last):
         progress("calibrating", i, steps)
         runner.forward(i)
-    outside = [name for name in names if home[name] < 0]
-    with model.tap(outside, gradients=method.gradients) as taps:
-        if backward:
-            gradients = runner.tail(lambda output, tokens: next_token_loss(output[0], tokens))
-        else:
-            gradients = []
-            for b in range(len(batches)):
-                runner.outputs(b)
-    take(outside, taps)
-    for i in reversed(range(len(blocks))):
-        progress("calibrating", 2 * len(blocks) - i, steps)
+    gradients: list[torch.Tensor] = []
+    if reached is None:
+        outside = [name for name in names if home[name] < 0]
+        with model.tap(outside, gradients=method.gradients) as taps:
+            if backward:
+                gradients = runner.tail(lambda output, tokens: next_token_loss(output[0], tokens))
+            else:
+                for b in range(len(batches)):
+                    runner.outputs(b)
+        take(outside, taps)
+    else:
+        gradients = reached[1]
+    for i in reversed(range(last)):
+        progress("calibrating", 2 * last - i, steps)
         inside = [name for name in names if home[name] == i]
         with model.tap(inside, gradients=method.gradients) as taps:
             if backward:
@@ -118,4 +143,6 @@ def _sweep(
             else:
                 runner.forward(i)
         take(inside, taps)
+        if backward:
+            journal.put_gradients(i, gradients)
     progress("calibrating", steps, steps)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eckart._compress._plan import LayerPlan, Plan
@@ -21,7 +25,7 @@ if TYPE_CHECKING:
 
     from eckart._compress._methods import Method
     from eckart._compress._ranks import Offers
-    from eckart._factorise import Truncation
+    from eckart._factorise import Cut
     from eckart.models._huggingface import HuggingFaceModel
 
 __all__ = ["Job", "Source", "Texts", "planned", "prepare"]
@@ -99,56 +103,97 @@ def prepare(
     return Job(opened, target, chosen, formats, dtype, data, tokens, context, layers, device, shard, seed, progress)
 
 
-def planned(job: Job, given: Plan | None = None) -> tuple[Plan, dict[str, Truncation]]:
-    """Return the plan, and the truncations from which it can be carried out."""
-    from eckart._compress._calibrate import truncations
-    from eckart._compress._ranks import most_useful_rank, ranks_on_offer, selected
-    from eckart.models._save_huggingface import predicted_bytes, predicted_parameters
+@contextlib.contextmanager
+def planned(
+    job: Job, given: Plan | None = None, *, out: Path | None = None, resume: bool = False
+) -> Iterator[tuple[Plan, Mapping[str, Cut]]]:
+    """Give the plan, and the truncations from which it can be carried out while the block lasts.
 
-    model, method, dtype = job.model, job.method, job.dtype
-    layers = model.layers()
+    out: where the result will be, beside which a run that is interrupted leaves what it has; resume: go on with that.
+    """
+    from eckart._compress._calibrate import truncations
+    from eckart._compress._journal import journal_beside
+    from eckart._compress._ranks import most_useful_rank, ranks_on_offer, selected
+
+    model, layers = job.model, job.model.layers()
     reasons = selected(layers, job.layers)
     if given is None:
         names = [name for name, reason in reasons.items() if not reason]
-        formats = job.formats
-        offers = {name: model.options(name, dtype, ranks_on_offer(layers[name], method, formats)) for name in names}
-        ranks = {name: most_useful_rank(layers[name], formats) for name in names}
+        on_offer = {name: ranks_on_offer(layers[name], job.method, job.formats) for name in names}
+        offers = {name: model.options(name, job.dtype, some) for name, some in on_offer.items()}
+        ranks = {name: most_useful_rank(layers[name], job.formats) for name in names}
         choose = _choice(job, offers)  # what is impossible is said before the long work
     else:
         wanted = _fitting(given, model)
         ranks = {name: option.ranks[0] for name, option in wanted.items()}
-    cuts = truncations(
-        model, list(ranks), _pieces(job), method, ranks.__getitem__, device=job.device, progress=job.progress
-    )
-    if given is None:
-        options = choose(cuts)
-    else:
-        options = {
-            name: model.options(name, dtype, {option.format: option.ranks})[1] for name, option in wanted.items()
+        again = {
+            name: model.options(name, job.dtype, {option.format: option.ranks})[1] for name, option in wanted.items()
         }
+        choose = lambda cuts: again  # noqa: E731
+    pieces = _pieces(job)
+    fingerprint = {} if out is None else _fingerprint(job, pieces, ranks)
+    with journal_beside(out, fingerprint, resume=resume) as journal:
+        cuts = truncations(
+            model, list(ranks), pieces, job.method, ranks.__getitem__, journal, device=job.device, progress=job.progress
+        )
+        yield _plan(job, given, reasons, choose(cuts), cuts), cuts
+
+
+def _plan(
+    job: Job, given: Plan | None, reasons: Mapping[str, str], options: Mapping[str, Option], cuts: Mapping[str, Cut]
+) -> Plan:
+    from eckart.models._save_huggingface import predicted_bytes, predicted_parameters
+
+    model, dtype, shard = job.model, job.dtype, job.max_shard_bytes
     changed = {name: option for name, option in options.items() if option.format != "dense"}
-    shard = job.max_shard_bytes
-    target = job.target or Target("bytes" if given and given.cost == "bytes" else "params")
-    made = Plan(
+    target = job.target
+    if target is None:
+        assert given is not None
+        target = Target(given.cost, given.keep, given.size, given.max_loss_increase)
+    return Plan(
         model=model.name,
-        method=method.name,
+        method=job.method.name,
         keep=target.keep,
         size=target.size,
         max_loss_increase=target.loss,
         cost=target.cost,
         dtype=dtype,
         seed=job.seed,
-        unit=method.unit,
-        layers=tuple(_layer_plan(job, layer, reasons[name], changed.get(name), cuts) for name, layer in layers.items()),
+        unit=job.method.unit,
+        layers=tuple(
+            _layer_plan(job, layer, reasons[name], changed.get(name), cuts) for name, layer in model.layers().items()
+        ),
         parameters_before=model.parameters,
         parameters_after=predicted_parameters(model, changed),
         bytes_before=predicted_bytes(model, {}, dtype=dtype, max_shard_bytes=shard),
         bytes_after=predicted_bytes(model, changed, dtype=dtype, max_shard_bytes=shard),
     )
-    return made, cuts
 
 
-def _choice(job: Job, offers: Offers) -> Callable[[Mapping[str, Truncation]], dict[str, Option]]:
+def _fingerprint(job: Job, pieces: torch.Tensor | None, ranks: Mapping[str, int]) -> dict[str, str]:
+    """Return what the truncations depend on: the same of all this, and they are the same bit for bit."""
+    import torch
+
+    import eckart
+
+    model = hashlib.sha256()
+    for name, tensor in job.model.tensors():
+        model.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        model.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    text = b"" if pieces is None else f"{tuple(pieces.shape)}".encode() + pieces.cpu().contiguous().numpy().tobytes()
+    configuration = json.dumps([job.method.name, sorted(ranks.items())])
+    return {
+        "model": model.hexdigest(),
+        "calibration": hashlib.sha256(text).hexdigest(),
+        "configuration": hashlib.sha256(configuration.encode()).hexdigest(),
+        "software": f"eckart {eckart.__version__}, torch {torch.__version__}",
+        "machine": ", ".join(
+            [torch.backends.cpu.get_cpu_capability(), f"{torch.get_num_threads()} threads", str(job.device or "cpu")]
+        ),
+    }
+
+
+def _choice(job: Job, offers: Offers) -> Callable[[Mapping[str, Cut]], dict[str, Option]]:
     """Return what chooses an option for every layer on offer, from its truncations; BudgetError: none would do."""
     from eckart._compress._ranks import budget_of, choose_ranks, choose_ranks_by_loss
     from eckart.models._save_huggingface import predicted_bytes
@@ -164,7 +209,7 @@ def _choice(job: Job, offers: Offers) -> Callable[[Mapping[str, Truncation]], di
     asked = f"keep = {target.keep:g}" if target.size is None else f"size = {target.size:,}"
     budget = budget_of(offers, total, allowed, target.cost, asked)
 
-    def choose(cuts: Mapping[str, Truncation]) -> dict[str, Option]:
+    def choose(cuts: Mapping[str, Cut]) -> dict[str, Option]:
         left = budget
         while True:
             chosen = choose_ranks(offers, cuts, method, left, target.cost)
@@ -177,9 +222,7 @@ def _choice(job: Job, offers: Offers) -> Callable[[Mapping[str, Truncation]], di
     return choose
 
 
-def _layer_plan(
-    job: Job, layer: Layer, reason: str, option: Option | None, cuts: Mapping[str, Truncation]
-) -> LayerPlan:
+def _layer_plan(job: Job, layer: Layer, reason: str, option: Option | None, cuts: Mapping[str, Cut]) -> LayerPlan:
     shape = (layer.name, layer.rows, layer.columns, layer.bias)
     if option is None:
         return LayerPlan(*shape, job.model.options(layer.name, job.dtype, {})[0], 0.0, 0.0, reason)

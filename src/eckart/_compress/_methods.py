@@ -16,13 +16,13 @@ from eckart._compress._plan import ADDITIVE_UNIT
 from eckart.errors import UsageError
 
 if TYPE_CHECKING:
-    from eckart._factorise import Truncation
+    from eckart._factorise import Cut
     from eckart.models._huggingface import HuggingFaceModel
     from eckart.models._taps import Gradients, Taps
 
 __all__ = ["METHODS", "Method", "choose_method"]
 
-Losses = Callable[["Truncation"], "np.ndarray[tuple[int, ...], np.dtype[np.float64]]"]
+Losses = Callable[["Cut"], "np.ndarray[tuple[int, ...], np.dtype[np.float64]]"]
 Metric = Callable[["Taps", str], tuple[Any, Any]]
 
 INPUT_SHRINKAGE = 0.02  # of the input Gram; flat from .005 to .1 on SmolLM2-135M
@@ -58,12 +58,12 @@ class Method:
         return self.ranks != "knapsack"
 
 
-def _second_order(cut: Truncation) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def _second_order(cut: Cut) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     """½ Σ_{i>k} s_i²: second-order term of the mean next-token loss, its Hessian taken as the Fisher matrix Γ ⊗ G."""
     return cut.losses / 2
 
 
-def _relative(cut: Truncation) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def _relative(cut: Cut) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     """Σ_{i>k} s_i² / Σ s_i²: comparable between layers in form only, not in effect."""
     return cut.losses / cut.losses[0] if cut.losses[0] > 0 else cut.losses
 

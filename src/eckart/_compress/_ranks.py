@@ -10,8 +10,8 @@ import numpy as np
 
 from eckart._compress._allocate import Choices, least_loss
 from eckart._compress._methods import Method
-from eckart._compress._target import Cost, cost_of
-from eckart._factorise import Truncation
+from eckart._compress._target import cost_of
+from eckart._factorise import Cut
 from eckart.errors import BudgetError, UsageError
 from eckart.models._model import Layer
 from eckart.models._option import Option, largest_useful_rank
@@ -61,7 +61,7 @@ def selected(layers: Mapping[str, Layer], patterns: str | Sequence[str]) -> dict
     return reasons
 
 
-def budget_of(offers: Offers, total: int, allowed: int, cost: Cost, asked: str) -> int:
+def budget_of(offers: Offers, total: int, allowed: int, cost: str, asked: str) -> int:
     """Return how much the layers in `offers`, dense first in each, may cost together.
 
     total: cost of the model, of which `allowed` may stay. BudgetError: the smallest options are too large.
@@ -78,9 +78,7 @@ def budget_of(offers: Offers, total: int, allowed: int, cost: Cost, asked: str) 
     return allowed - fixed
 
 
-def choose_ranks(
-    offers: Offers, cuts: Mapping[str, Truncation], method: Method, budget: int, cost: Cost
-) -> dict[str, Option]:
+def choose_ranks(offers: Offers, cuts: Mapping[str, Cut], method: Method, budget: int, cost: str) -> dict[str, Option]:
     """Return the option of every layer in `offers` such that their cost adds up to at most `budget`."""
     if method.ranks == "uniform":
         return _by_fraction(offers, budget, cost, dict.fromkeys(offers, 1.0))
@@ -91,7 +89,7 @@ def choose_ranks(
 
 
 def choose_ranks_by_loss(
-    offers: Offers, cuts: Mapping[str, Truncation], method: Method, most: float, cost: Cost
+    offers: Offers, cuts: Mapping[str, Cut], method: Method, most: float, cost: str
 ) -> dict[str, Option]:
     """Return the options of least cost whose predicted losses add up to at most `most`: the knapsack, turned round."""
     known = {name: _choices(options, cuts[name], method, cost) for name, options in offers.items()}
@@ -99,16 +97,16 @@ def choose_ranks_by_loss(
     return {name: offers[name][i] for name, i in least_loss(turned, most).items()}
 
 
-def _choices(options: Sequence[Option], cut: Truncation, method: Method, cost: Cost) -> Choices:
+def _choices(options: Sequence[Option], cut: Cut, method: Method, cost: str) -> Choices:
     losses = [_loss(cut, option, method) for option in options]
     return Choices(np.array([cost_of(option, cost) for option in options], dtype=np.float64), np.array(losses))
 
 
-def _loss(cut: Truncation, option: Option, method: Method) -> float:
+def _loss(cut: Cut, option: Option, method: Method) -> float:
     return float(method.losses(cut)[option.ranks[0]]) if option.ranks else 0.0
 
 
-def _shares_by_type(offers: Offers, cuts: Mapping[str, Truncation], budget: int, cost: Cost) -> dict[str, float]:
+def _shares_by_type(offers: Offers, cuts: Mapping[str, Cut], budget: int, cost: str) -> dict[str, float]:
     """Return by how much more than others of its type, such as q_proj, each layer is reduced; 1 is the mean of a type.
 
     In proportion to 1 / log L, L the Frobenius norm of its loss at equal fractions (SVD-LLM v2, NAACL 2025, algorithm
@@ -129,7 +127,7 @@ def _shares_by_type(offers: Offers, cuts: Mapping[str, Truncation], budget: int,
     return shares
 
 
-def _by_fraction(offers: Offers, budget: int, cost: Cost, shares: Mapping[str, float]) -> dict[str, Option]:
+def _by_fraction(offers: Offers, budget: int, cost: str, shares: Mapping[str, float]) -> dict[str, Option]:
     """Return the largest options that fit and reduce every layer in proportion to its share.
 
     What is left of the budget buys single ranks.
@@ -153,7 +151,7 @@ def _by_fraction(offers: Offers, budget: int, cost: Cost, shares: Mapping[str, f
     return chosen
 
 
-def _largest(options: Sequence[Option], fraction: float, cost: Cost) -> Option:
+def _largest(options: Sequence[Option], fraction: float, cost: str) -> Option:
     most = fraction * cost_of(options[0], cost)
     fitting = [option for option in options if cost_of(option, cost) <= most]
     return max(

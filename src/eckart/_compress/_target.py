@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from eckart._compress._plan import ADDITIVE_UNIT
 from eckart.errors import UsageError
@@ -14,23 +13,25 @@ if TYPE_CHECKING:
     from eckart._compress._methods import Method
     from eckart.models._option import Option
 
-__all__ = ["Cost", "Target", "as_target", "check_target", "cost_of"]
+__all__ = ["Target", "as_target", "check_target", "cost_of"]
 
-Cost = Literal["params", "bytes"]
-COSTS: Sequence[Cost] = ("params", "bytes")
+COSTS = ("params", "bytes")
 
 
 @dataclass(frozen=True)
 class Target:
-    """One of keep (a fraction of the cost), size (bytes of the weight files) and loss (most that is predicted)."""
+    """One of keep (a fraction of the cost), size (bytes of the weight files) and loss (most that is predicted).
 
-    cost: Cost
+    cost: "params" or "bytes".
+    """
+
+    cost: str
     keep: float | None = None
     size: int | None = None
     loss: float | None = None
 
 
-def cost_of(option: Option, cost: Cost) -> int:
+def cost_of(option: Option, cost: str) -> int:
     return option.bytes if cost == "bytes" else option.params
 
 
@@ -48,7 +49,7 @@ def as_target(keep: float | None, size: str | int | None, loss: float | None, co
         raise UsageError(f"cost {cost!r} is not known", fix=f"one of {', '.join(COSTS)}")
     if size is not None:
         return Target("bytes", size=parse_size(size))
-    return Target("bytes" if cost == "bytes" else "params", keep=keep, loss=loss)
+    return Target(cost, keep=keep, loss=loss)
 
 
 def check_target(target: Target, method: Method) -> None:

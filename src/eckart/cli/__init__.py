@@ -82,6 +82,7 @@ def compress(
     format: Annotated[Literal["factored", "dense"], typer.Option(help="dense: for any loader; saves no space.")] = (
         "factored"
     ),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run towards --out was interrupted.")] = False,
     beside: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(help="Another model to measure in the same run; may be repeated."),
@@ -118,6 +119,7 @@ def compress(
                 dtype=dtype,
                 format=format,
                 out=out,
+                resume=resume,
                 tokens=tokens,
                 context=context,
                 evaluate_tokens=evaluate_tokens or 4096,

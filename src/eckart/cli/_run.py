@@ -32,8 +32,9 @@ def running(*, as_json: bool = False) -> Iterator[None]:
     except MemoryError as error:
         _tell(EckartError(f"memory ran out: {error}", fix="a smaller --tokens or --context", code="E-memory"), as_json)
         sys.exit(OUT_OF_MEMORY)
-    except KeyboardInterrupt:
-        print("interrupted; nothing half-written was left behind", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        said = ["interrupted; nothing half-written was left behind", *getattr(interruption, "__notes__", ())]
+        print("\n".join(said), file=sys.stderr)
         sys.exit(INTERRUPTED)
     finally:
         signal.signal(signal.SIGTERM, before)

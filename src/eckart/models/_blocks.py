@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
 
 import torch
 from torch import nn
 
+from eckart._files import cannot_write
 from eckart.errors import InputError
 
 __all__ = ["BlockRunner", "block_names"]
@@ -32,21 +35,76 @@ def block_names(module: nn.Module) -> list[str]:
     return [f"{name}.{i}" for i in range(count)]
 
 
-class BlockRunner:
-    """Holds the hidden states of some batches at every block boundary and runs blocks on them.
+class HiddenStates:
+    """The hidden states of some batches at block boundaries, each boundary in a file that vanishes with the process."""
 
-    states[i][b]: what block i gets for batch b; states[len(blocks)][b]: what comes out of the last one.
-    InputError where the blocks exchange more than a hidden state, which is found out by running a few tokens both ways.
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._files: dict[int, tuple[IO[bytes], list[tuple[int, torch.Size, torch.dtype]]]] = {}
+
+    def put(self, i: int, states: Iterable[torch.Tensor]) -> None:
+        """Keep what reaches boundary i, one batch after the other; OutputError: the disk is full."""
+        self.drop(i)
+        file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed by drop, or with the process
+        places: list[tuple[int, torch.Size, torch.dtype]] = []
+        self._files[i] = file, places
+        try:
+            for state in states:
+                places.append((file.tell(), state.shape, state.dtype))
+                file.write(_bytes(state.detach().cpu().contiguous()))
+        except OSError as error:
+            raise cannot_write(self._folder or Path(tempfile.gettempdir()), error) from error
+
+    def get(self, i: int, b: int) -> torch.Tensor:
+        """Return what reaches boundary i for batch b, on the CPU."""
+        file, places = self._files[i]
+        offset, shape, dtype = places[b]
+        state = torch.empty(shape, dtype=dtype)
+        file.seek(offset)
+        file.readinto(_bytes(state))  # type: ignore[attr-defined]  # a file opened for reading has it
+        return state
+
+    def drop(self, i: int) -> None:
+        """Let go of what is no longer needed."""
+        if i in self._files:
+            self._files.pop(i)[0].close()
+
+    def close(self) -> None:
+        """Let go of all of them."""
+        for i in list(self._files):
+            self.drop(i)
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+class BlockRunner:
+    """Runs blocks on some batches, whose hidden states at the block boundaries it keeps on disk, in `folder`.
+
+    Boundary i is before block i, boundary len(blocks) after the last one. InputError where the blocks exchange more
+    than a hidden state, which is found out by running a few tokens both ways.
     """
 
-    def __init__(self, module: nn.Module, blocks: Sequence[nn.Module], batches: Sequence[torch.Tensor], device: Any):
+    def __init__(
+        self,
+        module: nn.Module,
+        blocks: Sequence[nn.Module],
+        batches: Sequence[torch.Tensor],
+        device: Any,
+        folder: Path | None = None,
+    ) -> None:
         self.module, self.blocks, self.batches, self.device = module, blocks, batches, device
-        self.states: list[list[torch.Tensor]] = [[] for _ in range(len(blocks) + 1)]
+        self.states = HiddenStates(folder)
         self.home = next(module.parameters()).device
         self._calls: list[list[inspect.BoundArguments]] = [[] for _ in blocks]
         parameters = inspect.signature(module.forward).parameters
         self._extra = {"use_cache": False} if "use_cache" in parameters else {}
         self._returns_tuple = False
+
+    def close(self) -> None:
+        """Let go of the hidden states; the runner is of no use after that."""
+        self.states.close()
 
     @torch.no_grad()
     def start(self) -> None:
@@ -55,15 +113,13 @@ class BlockRunner:
             for batch in self.batches:
                 self.module(batch.to(self.home), **self._extra)
         if self.blocks:
-            self.states[0] = [_hidden(call) for call in self._calls[0]]
+            self.states.put(0, (_hidden(call) for call in self._calls[0]))
 
     @torch.no_grad()
     def forward(self, i: int) -> None:
-        """Run block i on every batch: states[i] to states[i + 1]."""
+        """Run block i on every batch, from boundary i to the next."""
         with self._moved(self.blocks[i]) as block:
-            self.states[i + 1] = [
-                self._call(block, i, b, state).to(self.home) for b, state in enumerate(self.states[i])
-            ]
+            self.states.put(i + 1, (self._call(block, i, b, self.states.get(i, b)) for b in range(len(self.batches))))
 
     def tail(self, loss: Loss) -> list[torch.Tensor]:
         """Run what comes after the last block and return the gradient of the loss in its output, for every batch."""
@@ -71,24 +127,28 @@ class BlockRunner:
 
     def backward(self, i: int, gradients: list[torch.Tensor]) -> list[torch.Tensor]:
         """Run block i again on every batch and return the gradient in its input, given that in its output."""
+        self.states.drop(i + 1)
         with self._moved(self.blocks[i]) as block, torch.enable_grad():
             return [self._backward(block, i, b, gradient) for b, gradient in enumerate(gradients)]
 
     @torch.no_grad()
     def outputs(self, b: int) -> Any:
         """Return what the model returns for batch b, computed from the last state."""
-        with self._stubs(last=self.states[-1][b] if self.blocks else None):
+        with self._stubs(last=self._last(b) if self.blocks else None):
             return self.module(self.batches[b].to(self.home), **self._extra)
 
+    def _last(self, b: int) -> torch.Tensor:
+        return self.states.get(len(self.blocks), b).to(self.home)
+
     def _tail(self, b: int, loss: Loss) -> torch.Tensor:
-        leaf = self.states[-1][b].detach().requires_grad_()
+        leaf = self._last(b).requires_grad_()
         with self._stubs(last=leaf), torch.enable_grad():
             loss(self.module(self.batches[b].to(self.home), **self._extra), self.batches[b]).backward()
         assert leaf.grad is not None
         return leaf.grad
 
     def _backward(self, block: nn.Module, i: int, b: int, gradient: torch.Tensor) -> torch.Tensor:
-        state = self.states[i][b].to(self.device).detach().requires_grad_()
+        state = self.states.get(i, b).to(self.device).requires_grad_()
         self._call(block, i, b, state).backward(gradient.to(self.device))
         assert state.grad is not None
         return state.grad.to(self.home)
@@ -140,11 +200,11 @@ class BlockRunner:
 @torch.no_grad()
 def check_blocks_stand_alone(module: nn.Module, blocks: Sequence[nn.Module], tokens: torch.Tensor) -> None:
     """Raise InputError unless running block by block gives what the model gives, on the few `tokens`, (1, t)."""
-    runner = BlockRunner(module, blocks, [tokens], next(module.parameters()).device)
-    runner.start()
-    for i in range(len(blocks)):
-        runner.forward(i)
-    apart, whole = runner.outputs(0)[0], module(tokens, **runner._extra)[0]
+    with contextlib.closing(BlockRunner(module, blocks, [tokens], next(module.parameters()).device)) as runner:
+        runner.start()
+        for i in range(len(blocks)):
+            runner.forward(i)
+        apart, whole = runner.outputs(0)[0], module(tokens, **runner._extra)[0]
     scale = torch.finfo(whole.dtype).eps * whole.abs().max()
     if not (apart - whole).abs().max() <= 1e4 * scale:
         raise InputError(

@@ -7,6 +7,7 @@ import copy
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -112,15 +113,18 @@ class HuggingFaceModel:
             output: torch.Tensor = self.module(batch.to(self.module.device))[0]
         return output
 
-    def runner(self, batches: Sequence[torch.Tensor], device: Any = None) -> BlockRunner:
-        """Return what runs these batches of token ids one block at a time; InputError where that cannot be done."""
+    def runner(self, batches: Sequence[torch.Tensor], device: Any = None, folder: Path | None = None) -> BlockRunner:
+        """Return what runs these batches of token ids one block at a time; InputError where that cannot be done.
+
+        folder: where it keeps hidden states meanwhile, by default that of temporary files.
+        """
         if self.module.config.is_encoder_decoder:
             raise InputError(
                 f"{self.model_type} is an encoder-decoder, which cannot be calibrated", fix="method='plain'"
             )
         blocks = [self.module.get_submodule(name) for name in self.blocks()]
         check_blocks_stand_alone(self.module, blocks, batches[0][:1, :32].to(self.module.device))
-        return BlockRunner(self.module, blocks, batches, device or self.module.device)
+        return BlockRunner(self.module, blocks, batches, device or self.module.device, folder)
 
     def tap(self, names: Sequence[str], *, gradients: Gradients) -> contextlib.AbstractContextManager[Taps]:
         """Collect sums over inputs and gradients of these layers from whatever runs inside the block."""

@@ -1,0 +1,158 @@
+"""What is finished of a compression, on disk: truncated layers wait there for their ranks, and a run can go on there.
+
+A folder with a file for each layer, one for the gradients at the block boundary that was reached, and the fingerprint
+of all that these depend on. Every file is written whole, so that a run can end at any point.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from eckart._factorise import Pair, Truncation, losses_of
+from eckart._files import cannot_write, dump_json, write_whole
+from eckart.errors import EckartError, OutputError, UsageError
+from eckart.models._untrusted import read_json
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Journal", "StoredTruncation", "journal_beside"]
+
+FINGERPRINT, GRADIENTS = "fingerprint.json", "gradients.safetensors"
+
+
+@dataclass(frozen=True)
+class StoredTruncation:
+    """A Truncation whose factors are in a file. s: as there."""
+
+    s: np.ndarray[Any, np.dtype[np.float64]]
+    path: Path
+
+    @cached_property
+    def losses(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        return losses_of(self.s)
+
+    def pair(self, k: int) -> Pair:
+        """Return the best factors of rank k, up to the rank that was kept; only these are read."""
+        from safetensors import safe_open
+
+        with safe_open(self.path, framework="pt") as file:
+            columns, down = file.get_slice("columns"), file.get_slice("down")
+            return Pair(columns[:k].T.contiguous(), down[:k])
+
+
+class Journal:
+    """The files of one compression in a folder that exists."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def has(self, layer: str) -> bool:
+        return self._path(layer).exists()
+
+    def put(self, layer: str, cut: Truncation) -> None:
+        """Keep a truncation; OutputError: it cannot be written."""
+        import torch
+        from safetensors.torch import save
+
+        parts = {"s": torch.from_numpy(cut.s.copy()), "columns": cut.up.T.contiguous(), "down": cut.down.contiguous()}
+        with write_whole(self._path(layer)) as file:
+            file.write(save(parts))
+
+    def get(self, layer: str) -> StoredTruncation:
+        from safetensors import safe_open
+
+        with safe_open(self._path(layer), framework="np") as file:
+            return StoredTruncation(file.get_tensor("s"), self._path(layer))
+
+    def put_gradients(self, boundary: int, gradients: Sequence[torch.Tensor]) -> None:
+        """Keep the gradients of every batch at a block boundary, in place of those at the last one."""
+        from safetensors.torch import save
+
+        parts = {str(b): gradient.cpu().contiguous() for b, gradient in enumerate(gradients)}
+        with write_whole(self.folder / GRADIENTS) as file:
+            file.write(save(parts, metadata={"boundary": str(boundary)}))
+
+    def gradients(self) -> tuple[int, list[torch.Tensor]] | None:
+        """Return the boundary that was reached and the gradients there, or None where there are none."""
+        from safetensors import safe_open
+
+        if not (self.folder / GRADIENTS).exists():
+            return None
+        with safe_open(self.folder / GRADIENTS, framework="pt") as file:
+            names = sorted(file.keys(), key=int)
+            return int(file.metadata()["boundary"]), [file.get_tensor(name) for name in names]
+
+    def _path(self, layer: str) -> Path:
+        return self.folder / f"{hashlib.sha256(layer.encode()).hexdigest()[:24]}.safetensors"
+
+
+@contextlib.contextmanager
+def journal_beside(out: Path | None, fingerprint: Mapping[str, Any], *, resume: bool) -> Iterator[Journal]:
+    """Give the journal of the run that writes `out`; it is removed when the block ends well or by an error of Eckart's.
+
+    resume: go on with the journal that an interrupted run left, or begin where there is none. Without `out` the journal
+    is a temporary one. fingerprint: what its contents depend on, part by part. OutputError E-exists: there is a journal
+    already, and nobody asked to go on; UsageError: it is one of something else.
+    """
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="eckart-") as temporary:
+            yield Journal(Path(temporary))
+        return
+    folder = out.with_name(f".{out.name}.journal")
+    if folder.exists():
+        if not resume:
+            raise OutputError(
+                f"an unfinished run towards {out} is in {folder}",
+                fix="--resume to go on with it, or remove that folder",
+                file=str(folder),
+                code="E-exists",
+            )
+        _check(folder, fingerprint)
+    else:
+        _begin(folder, fingerprint)
+    for unfinished in out.parent.glob(f".{glob.escape(out.name)}.unfinished-*"):  # a run that was killed while saving
+        shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        yield Journal(folder)
+    except EckartError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    except KeyboardInterrupt as interruption:
+        interruption.add_note(f"finished layers are kept in {folder}; --resume goes on with them")
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _begin(folder: Path, fingerprint: Mapping[str, Any]) -> None:
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    with write_whole(folder / FINGERPRINT) as file:
+        file.write(dump_json(dict(fingerprint)).encode())
+
+
+def _check(folder: Path, fingerprint: Mapping[str, Any]) -> None:
+    if not (folder / FINGERPRINT).exists():  # ended before anything was done
+        shutil.rmtree(folder)
+        _begin(folder, fingerprint)
+        return
+    found = read_json(folder / FINGERPRINT)
+    for part, here in fingerprint.items():
+        if (there := found.get(part)) != here:
+            raise UsageError(
+                f"the unfinished run in {folder} is another one: its {part} is {there}, this one's {here}",
+                fix="run again with what it was begun with, or remove that folder",
+            )

@@ -1,0 +1,184 @@
+"""A compression that is killed at any point goes on with --resume, to the same bytes; a mismatch is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.children import HEED_INTERRUPTS, prepared
+
+import eckart
+from eckart.errors import OutputError, UsageError
+
+Tiny = Callable[..., Path]
+
+# Ends its own process without a chance to clean up, the n-th time that a function is called.
+KILLER = """
+import os, signal, sys
+import eckart._compress._journal as journal, eckart._compress._finish as finish, eckart._files as files
+where, count = sys.argv[1], int(sys.argv[2])
+
+def deadly(function):
+    def called(*arguments, **more):
+        global count
+        count -= 1
+        if count < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **more)
+    return called
+
+owner, name = {"layer": (journal.Journal, "put"), "gradients": (journal.Journal, "put_gradients"),
+               "rename": (os, "replace"), "saving": (finish, "save"), "checking": (finish, "_check_reloaded")}[where]
+setattr(owner, name, deadly(getattr(owner, name)))
+from eckart.cli import main
+sys.argv[1:] = sys.argv[3:]
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def arguments(tiny: Tiny, texts: dict[str, Path]) -> list[str]:
+    return ["compress", str(tiny("llama")), "--keep", "0.75", "--data", str(texts["train"]), "--tokens", "1024",
+            "--context", "64", "--quiet"]  # fmt: skip
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def expected(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What a run that nobody interrupts writes."""
+    out = tmp_path_factory.mktemp("whole") / "small"
+    subprocess.run([sys.executable, "-m", "eckart", *arguments, "-o", str(out)], check=True)
+    assert [path.name for path in out.parent.iterdir()] == ["small"]
+    return contents(out)
+
+
+@pytest.mark.parametrize(
+    ("where", "count"),
+    [("layer", 0), ("layer", 4), ("gradients", 0), ("rename", 0), ("rename", 1), ("rename", 9), ("saving", 0),
+     ("checking", 0)],
+)  # fmt: skip
+def test_killed_at_any_point_it_goes_on_to_the_same_bytes(
+    arguments: list[str], expected: dict[str, str], tmp_path: Path, where: str, count: int
+) -> None:
+    out = tmp_path / "small"
+    killed = subprocess.run([sys.executable, "-c", KILLER, where, str(count), *arguments, "-o", str(out)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not out.exists()
+    if (where, count) != ("rename", 0):  # before the fingerprint is written there is nothing to lose
+        again = [sys.executable, "-m", "eckart", *arguments, "-o", str(out)]
+        refused = subprocess.run(again, capture_output=True, text=True, check=False)
+        assert refused.returncode == OutputError.status
+        assert "--resume" in refused.stderr
+    subprocess.run([sys.executable, "-m", "eckart", *arguments, "-o", str(out), "--resume"], check=True)
+    assert contents(out) == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+
+
+def test_killed_twice_and_finished_layers_are_not_made_again(
+    arguments: list[str], expected: dict[str, str], tmp_path: Path
+) -> None:
+    out, journal = tmp_path / "small", tmp_path / ".small.journal"
+    for count in (5, 3):
+        resume = ["--resume"] if journal.exists() else []
+        command = [sys.executable, "-c", KILLER, "layer", str(count), *arguments, "-o", str(out), *resume]
+        assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+        made = {path.name: path.stat().st_mtime_ns for path in journal.glob("*.safetensors")}
+        assert len(made) >= count
+    first = set(made)
+    subprocess.run([sys.executable, "-m", "eckart", *arguments, "-o", str(out), "--resume"], check=True)
+    assert len(first) >= 8  # five, and three after them
+    assert contents(out) == expected
+
+
+def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(
+    arguments: list[str], expected: dict[str, str], tmp_path: Path
+) -> None:
+    out, journal = tmp_path / "small", tmp_path / ".small.journal"
+    slow = "import eckart._compress._journal as j, time, sys; put = j.Journal.put\n" \
+        "j.Journal.put = lambda *a: (put(*a), time.sleep(0.3))\nfrom eckart.cli import main; main()"  # fmt: skip
+    command = prepared([sys.executable, "-c", slow, *arguments, "-o", str(out)], HEED_INTERRUPTS)
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    for _ in range(600):
+        if journal.exists() and len(list(journal.glob("*.safetensors"))) >= 2:
+            break
+        time.sleep(0.1)
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "--resume goes on" in said
+    assert journal.exists()
+    subprocess.run([sys.executable, "-m", "eckart", *arguments, "-o", str(out), "--resume"], check=True)
+    assert contents(out) == expected
+
+
+@pytest.fixture
+def interrupted(tiny: Tiny, texts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The arguments of a run that was stopped after its first layers."""
+    job = {"data": texts["train"], "tokens": 1024, "context": 64, "out": tmp_path / "small"}
+
+    def stop(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("eckart._compress._journal.Journal.put_gradients", stop)
+        with pytest.raises(KeyboardInterrupt):
+            eckart.compress(tiny("llama"), 0.75, **job)
+    return job
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("model", {"model": "untied"}),
+        ("calibration", {"seed": 1}),
+        ("calibration", {"tokens": 512}),
+        ("configuration", {"method": "kfac"}),
+        ("configuration", {"storage": "pair"}),
+        ("configuration", {"layers": "*mlp*"}),
+    ],
+)
+def test_another_run_is_refused_with_both_hashes(
+    tiny: Tiny, interrupted: dict[str, Any], part: str, change: dict[str, Any]
+) -> None:
+    journal = interrupted["out"].with_name(".small.journal")
+    there = json.loads((journal / "fingerprint.json").read_text())[part]
+    model = tiny(change.pop("model", "llama"))
+    with pytest.raises(UsageError, match=rf"its {part} is {there}, this one's [0-9a-f]{{64}}"):
+        eckart.compress(model, 0.75, resume=True, **{**interrupted, **change})
+    assert journal.exists()  # nothing is lost by a wrong call
+
+
+def test_another_size_may_be_asked_for(tiny: Tiny, interrupted: dict[str, Any]) -> None:
+    smaller = eckart.compress(tiny("llama"), 0.6, resume=True, **interrupted)
+    shutil.rmtree(interrupted["out"])
+    assert smaller.plan == eckart.compress(tiny("llama"), 0.6, **interrupted).plan
+
+
+def test_resume_begins_where_there_is_nothing_and_needs_a_place(
+    tiny: Tiny, texts: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="out="):
+        eckart.compress(tiny("llama"), 0.75, method="plain", resume=True)
+    assert eckart.compress(tiny("llama"), 0.75, method="plain", resume=True, out=tmp_path / "new").replaced
+
+
+def test_an_error_leaves_nothing(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise OutputError("the disk is full")
+
+    monkeypatch.setattr("eckart._compress._journal.Journal.put", refuse)
+    with pytest.raises(OutputError, match="the disk is full"):
+        eckart.compress(tiny("llama"), 0.75, method="plain", out=tmp_path / "small")
+    assert list(tmp_path.iterdir()) == []
