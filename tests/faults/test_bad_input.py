@@ -201,4 +201,4 @@ def test_interrupted(
         rest = process.stderr.read()
     assert process.returncode == status, rest
     assert "Traceback" not in rest
-    assert only(tmp_path, "model")
+    assert only(tmp_path, "model", ".out.journal")  # finished layers, for --resume
