@@ -22,7 +22,7 @@ from eckart.errors import RankError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Cut", "Gram", "Pair", "PivotRows", "Truncation", "losses_of", "pivoted", "truncation"]
+__all__ = ["Cut", "Gram", "Pair", "PivotRows", "Truncation", "check_kept", "losses_of", "pivoted", "truncation"]
 
 TOKENS_PER_PRODUCT = 1024  # rows multiplied in float32 before their product is added in float64
 
@@ -109,13 +109,18 @@ class Truncation:
         return losses_of(self.s)
 
     def pair(self, k: int) -> Pair:
-        if not 0 <= k <= self.up.shape[1]:
-            raise RankError(f"rank {k} asked of a truncation that keeps factors up to rank {self.up.shape[1]}")
+        check_kept(k, self.up.shape[1])
         return Pair(self.up[:, :k], self.down[:k])
 
     def stored(self) -> Truncation:
         """Return this truncation with its factors in float32 on the CPU, where they wait until ranks are chosen."""
         return replace(self, up=self.up.float().cpu(), down=self.down.float().cpu())
+
+
+def check_kept(k: int, kept: int) -> None:
+    """Raise RankError where a truncation keeps no factors of rank k."""
+    if not 0 <= k <= kept:
+        raise RankError(f"rank {k} asked of a truncation that keeps factors up to rank {kept}")
 
 
 def losses_of(s: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:

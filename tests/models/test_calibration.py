@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ def test_grams_are_those_of_one_pass_through_the_whole_model(tiny: Tiny, kind: s
         inputs.update({name: taps.inputs[name] for name in some})
         outputs.update({name: taps.outputs[name] for name in some if method.gradients != "none"})
 
-    _sweep(model, names, BATCHES, method, take, Journal(tmp_path), model.module.device, silent)
+    with contextlib.closing(model.runner(BATCHES)) as runner:
+        _sweep(runner, model, names, method, take, Journal(tmp_path), silent)
     assert inputs.keys() == set(names)
     for name in names:
         assert inputs[name].count == sum(batch.numel() for batch in BATCHES)

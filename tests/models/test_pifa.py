@@ -102,6 +102,19 @@ def test_a_saved_model_answers_as_pairs_of_the_same_ranks_do(
     assert float((small.run(TOKENS) - expected).abs().max()) <= unit * float(expected.abs().max())
 
 
+def test_full_rank_leaves_no_coefficients(tiny: Tiny, tmp_path: Path) -> None:
+    model: Any = eckart.open_model(tiny("llama"))
+    made = eckart.plan(model, 0.75, method="plain", storage="pifa", dtype="float32")
+    name, layer = next((layer.name, layer) for layer in made.layers if layer.option.format == "pifa")
+    full = made.with_rank(name, min(layer.rows, layer.columns))
+    small = eckart.compress(model, plan=full, out=tmp_path / "small", dtype="float32")
+    exact = model.weight(name)
+    again: Any = eckart.open_model(tmp_path / "small")
+    found = again.module.get_submodule(name).weight
+    assert float((found - exact).norm()) <= 1e-5 * float(exact.norm())
+    assert again.parameters == small.plan.parameters_after
+
+
 def test_more_rank_for_the_same_size(tiny: Tiny, texts: dict[str, Path]) -> None:
     model: Any = eckart.open_model(tiny("llama"))
     job: dict[str, Any] = {"data": texts["train"], "tokens": 1024, "context": 64}

@@ -69,6 +69,7 @@ def test_the_least_cost_within_a_predicted_loss(tiny: Tiny, job: dict[str, Any],
         ({"keep": 0.001, "cost": "bytes"}, BudgetError, "bytes are in|bytes, but"),
         ({"max_loss_increase": -0.1}, UsageError, "max_loss_increase = -0.1"),
         ({"max_loss_increase": float("nan")}, UsageError, "max_loss_increase = nan"),
+        ({"max_loss_increase": float("inf")}, UsageError, "max_loss_increase = inf"),
         ({"max_loss_increase": 0.1, "method": "input"}, UsageError, "predicts no loss"),
         ({"max_loss_increase": 0.1, "method": "kfac"}, UsageError, "predicts no loss"),
     ],
@@ -82,6 +83,20 @@ def test_what_cannot_be_meant_or_reached(
 
 def test_a_plan_leaves_nothing_to_ask_for(tiny: Tiny, job: dict[str, Any]) -> None:
     made = eckart.plan(tiny("llama"), 0.8, method="plain", dtype="float16")
-    for more in ({"keep": 0.8}, {"size": "1MB"}, {"max_loss_increase": 0.1}):
+    for more in ({"keep": 0.8}, {"size": "1MB"}, {"max_loss_increase": 0.1}, {"cost": "bytes"}):
         with pytest.raises(UsageError, match="plan= says what every layer becomes"):
             eckart.compress(tiny("llama"), plan=made, **more)
+
+
+def test_the_smallest_size_is_found_and_one_byte_less_is_refused(tiny: Tiny) -> None:
+    model = eckart.open_model(tiny("llama"))
+    job: dict[str, Any] = {"method": "plain", "dtype": "float16"}
+    smallest = eckart.plan(model, 1.0, **job)
+    for layer in smallest.layers:
+        if not layer.kept:
+            smallest = smallest.with_rank(layer.name, 1)
+    least = eckart.compress(model, plan=smallest).plan.bytes_after  # headers included, which have more tensors in them
+    assert eckart.plan(model, size=least, **job).bytes_after == least
+    for less in (1, 200, 2000):  # the numbers alone would fit
+        with pytest.raises(BudgetError, match=rf"size = {least - less:,} leaves"):
+            eckart.plan(model, size=least - less, **job)

@@ -109,8 +109,10 @@ def compress(
     from eckart._compress._finish import Evaluation, finish
 
     target = None if plan is not None else as_target(keep, size, max_loss_increase, cost)
-    if plan is not None and (keep, size, max_loss_increase) != (None, None, None):
-        raise UsageError("plan= says what every layer becomes, so keep=, size= and max_loss_increase= cannot be given")
+    if plan is not None and (keep, size, max_loss_increase, cost) != (None, None, None, "params"):
+        raise UsageError(
+            "plan= says what every layer becomes, so keep=, size=, max_loss_increase= and cost= cannot be given with it"
+        )
     if evaluate is not None and out is None:
         raise UsageError("evaluate= measures the saved files, so it needs out=", fix="eckart.measure(model, data=…)")
     if beside and evaluate is None:

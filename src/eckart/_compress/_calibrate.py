@@ -61,7 +61,8 @@ def truncations(
                 progress("factorising", done, len(names))
         elif not all(map(journal.has, names)):
             batches = pieces.split(max(1, BATCH_TOKENS // pieces.shape[1]))
-            _sweep(model, names, batches, method, lambda some, taps: list(take(some, taps)), journal, device, progress)
+            with contextlib.closing(model.runner(batches, device, journal.folder)) as runner:
+                _sweep(runner, model, names, method, lambda some, taps: list(take(some, taps)), journal, progress)
     return {name: journal.get(name) for name in names}
 
 
@@ -84,33 +85,18 @@ def _one_thread_each() -> Iterator[ThreadPoolExecutor]:
 
 
 def _sweep(
+    runner: BlockRunner,
     model: HuggingFaceModel,
     names: Sequence[str],
-    batches: Sequence[torch.Tensor],
     method: Method,
     take: Callable[[Sequence[str], Taps | None], object],
     journal: Journal,
-    device: Any,
     progress: Progress,
 ) -> None:
     """Run forward block by block, then the head, then backward block by block, and hand over each block's Grams.
 
     Where the journal holds gradients at a block boundary, nothing beyond it is run again.
     """
-    with contextlib.closing(model.runner(batches, device, journal.folder)) as runner:
-        _run(runner, model, names, batches, method, take, journal, progress)
-
-
-def _run(
-    runner: BlockRunner,
-    model: HuggingFaceModel,
-    names: Sequence[str],
-    batches: Sequence[torch.Tensor],
-    method: Method,
-    take: Callable[[Sequence[str], Taps | None], object],
-    journal: Journal,
-    progress: Progress,
-) -> None:
     from eckart.models._quality import next_token_loss
 
     blocks = model.blocks()
@@ -129,7 +115,7 @@ def _run(
             if backward:
                 gradients = runner.tail(lambda output, tokens: next_token_loss(output[0], tokens))
             else:
-                for b in range(len(batches)):
+                for b in range(len(runner.batches)):
                     runner.outputs(b)
         take(outside, taps)
     else:

@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,10 +125,10 @@ def planned(
     else:
         wanted = _fitting(given, model)
         ranks = {name: option.ranks[0] for name, option in wanted.items()}
-        again = {
-            name: model.options(name, job.dtype, {option.format: option.ranks})[1] for name, option in wanted.items()
-        }
-        choose = lambda cuts: again  # noqa: E731
+
+        def choose(cuts: Mapping[str, Cut]) -> dict[str, Option]:
+            return {name: model.options(name, job.dtype, {o.format: o.ranks})[1] for name, o in wanted.items()}
+
     pieces = _pieces(job)
     fingerprint = {} if out is None else _fingerprint(job, pieces, ranks)
     with journal_beside(out, fingerprint, resume=resume) as journal:
@@ -145,8 +144,7 @@ def _plan(
     from eckart.models._save_huggingface import predicted_bytes, predicted_parameters
 
     model, dtype, shard = job.model, job.dtype, job.max_shard_bytes
-    changed = {name: option for name, option in options.items() if option.format != "dense"}
-    target = job.target
+    changed, target = _changed(options), job.target
     if target is None:
         assert given is not None
         target = Target(given.cost, given.keep, given.size, given.max_loss_increase)
@@ -195,31 +193,38 @@ def _fingerprint(job: Job, pieces: torch.Tensor | None, ranks: Mapping[str, int]
 
 def _choice(job: Job, offers: Offers) -> Callable[[Mapping[str, Cut]], dict[str, Option]]:
     """Return what chooses an option for every layer on offer, from its truncations; BudgetError: none would do."""
-    from eckart._compress._ranks import budget_of, choose_ranks, choose_ranks_by_loss
-    from eckart.models._save_huggingface import predicted_bytes
+    from eckart._compress._ranks import budget_of, choose_ranks, choose_ranks_by_loss, smallest
+    from eckart.models._save_huggingface import predicted_bytes, predicted_parameters
 
     target, model, method = job.target, job.model, job.method
     assert target is not None
-    if target.loss is not None:
-        most = target.loss
-        return lambda cuts: choose_ranks_by_loss(offers, cuts, method, most, target.cost)
-    bytes_of = partial(predicted_bytes, model, dtype=job.dtype, max_shard_bytes=job.max_shard_bytes)
-    total = bytes_of({}) if target.cost == "bytes" else model.parameters
-    allowed = int((target.keep or 0) * total) if target.size is None else target.size
+    cost, most = target.cost, target.loss
+    if most is not None:
+        return lambda cuts: choose_ranks_by_loss(offers, cuts, method, most, cost)
+
+    def total(options: Mapping[str, Option]) -> int:
+        if cost == "params":
+            return predicted_parameters(model, _changed(options))
+        return predicted_bytes(model, _changed(options), dtype=job.dtype, max_shard_bytes=job.max_shard_bytes)
+
+    whole, least = total({}), total(smallest(offers, cost))
+    allowed = int((target.keep or 0) * whole) if target.size is None else target.size
     asked = f"keep = {target.keep:g}" if target.size is None else f"size = {target.size:,}"
-    budget = budget_of(offers, total, allowed, target.cost, asked)
+    budget = budget_of(offers, whole, least, allowed, cost, asked)
 
     def choose(cuts: Mapping[str, Cut]) -> dict[str, Option]:
         left = budget
-        while True:
-            chosen = choose_ranks(offers, cuts, method, left, target.cost)
-            changed = {name: option for name, option in chosen.items() if option.format != "dense"}
-            excess = bytes_of(changed) - allowed if target.cost == "bytes" else 0
-            if excess <= 0:
+        while True:  # the smallest options fit
+            chosen = choose_ranks(offers, cuts, method, left, cost)
+            if (excess := total(chosen) - allowed) <= 0:
                 return chosen
             left -= excess  # the header of the file grew with the number of its tensors
 
     return choose
+
+
+def _changed(options: Mapping[str, Option]) -> dict[str, Option]:
+    return {name: option for name, option in options.items() if option.format != "dense"}
 
 
 def _layer_plan(job: Job, layer: Layer, reason: str, option: Option | None, cuts: Mapping[str, Cut]) -> LayerPlan:

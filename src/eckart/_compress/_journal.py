@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eckart._factorise import Pair, Truncation, losses_of
+from eckart._factorise import Pair, Truncation, check_kept, losses_of
 from eckart._files import cannot_write, dump_json, write_whole
 from eckart.errors import EckartError, OutputError, UsageError
 from eckart.models._untrusted import read_json
@@ -49,6 +49,7 @@ class StoredTruncation:
 
         with safe_open(self.path, framework="pt") as file:
             columns, down = file.get_slice("columns"), file.get_slice("down")
+            check_kept(k, columns.get_shape()[0])
             return Pair(columns[:k].T.contiguous(), down[:k])
 
 

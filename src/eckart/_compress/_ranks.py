@@ -5,18 +5,26 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 
 import numpy as np
 
 from eckart._compress._allocate import Choices, least_loss
 from eckart._compress._methods import Method
-from eckart._compress._target import cost_of
 from eckart._factorise import Cut
 from eckart.errors import BudgetError, UsageError
 from eckart.models._model import Layer
 from eckart.models._option import Option, largest_useful_rank
 
-__all__ = ["budget_of", "choose_ranks", "choose_ranks_by_loss", "most_useful_rank", "ranks_on_offer", "selected"]
+__all__ = [
+    "budget_of",
+    "choose_ranks",
+    "choose_ranks_by_loss",
+    "most_useful_rank",
+    "ranks_on_offer",
+    "selected",
+    "smallest",
+]
 
 RANK_STEP = 8  # ranks on offer are its multiples; matrix products of other sizes waste part of a vector register
 
@@ -61,19 +69,24 @@ def selected(layers: Mapping[str, Layer], patterns: str | Sequence[str]) -> dict
     return reasons
 
 
-def budget_of(offers: Offers, total: int, allowed: int, cost: str, asked: str) -> int:
+def smallest(offers: Offers, cost: str) -> dict[str, Option]:
+    """Return the option of least cost of every layer."""
+    return {name: min(options, key=attrgetter(cost)) for name, options in offers.items()}
+
+
+def budget_of(offers: Offers, total: int, least: int, allowed: int, cost: str, asked: str) -> int:
     """Return how much the layers in `offers`, dense first in each, may cost together.
 
-    total: cost of the model, of which `allowed` may stay. BudgetError: the smallest options are too large.
+    total: cost of the model, of which `allowed` may stay; least: its cost with the smallest options. BudgetError: these
+    are too large.
     """
-    fixed = total - sum(cost_of(options[0], cost) for options in offers.values())
-    least = sum(min(cost_of(option, cost) for option in options) for options in offers.values())
-    if least > allowed - fixed:
+    fixed: int = total - sum(getattr(options[0], cost) for options in offers.values())
+    if least > allowed:
         unit = {"params": "parameters", "bytes": "bytes"}[cost]
         raise BudgetError(
             f"{asked} leaves {allowed:,} of {total:,} {unit}, but {fixed:,} are in what stays dense, and the rest "
-            f"takes at least {least:,}",
-            fix=f"keep >= {np.ceil((least + fixed) / total * 1000) / 1000:g}, or let layers= take in more layers",
+            f"takes at least {least - fixed:,}",
+            fix=f"keep >= {np.ceil(least / total * 1000) / 1000:g}, or let layers= take in more layers",
         )
     return allowed - fixed
 
@@ -98,12 +111,9 @@ def choose_ranks_by_loss(
 
 
 def _choices(options: Sequence[Option], cut: Cut, method: Method, cost: str) -> Choices:
-    losses = [_loss(cut, option, method) for option in options]
-    return Choices(np.array([cost_of(option, cost) for option in options], dtype=np.float64), np.array(losses))
-
-
-def _loss(cut: Cut, option: Option, method: Method) -> float:
-    return float(method.losses(cut)[option.ranks[0]]) if option.ranks else 0.0
+    by_rank = method.losses(cut)
+    losses = [float(by_rank[option.ranks[0]]) if option.ranks else 0.0 for option in options]
+    return Choices(np.array([getattr(option, cost) for option in options], dtype=np.float64), np.array(losses))
 
 
 def _shares_by_type(offers: Offers, cuts: Mapping[str, Cut], budget: int, cost: str) -> dict[str, float]:
@@ -112,7 +122,7 @@ def _shares_by_type(offers: Offers, cuts: Mapping[str, Cut], budget: int, cost: 
     In proportion to 1 / log L, L the Frobenius norm of its loss at equal fractions (SVD-LLM v2, NAACL 2025, algorithm
     1), or equally where these have no positive sum.
     """
-    fraction = budget / sum(cost_of(options[0], cost) for options in offers.values())
+    fraction = budget / sum(getattr(options[0], cost) for options in offers.values())
     types: dict[str, list[str]] = {}
     for name in offers:
         types.setdefault(name.rpartition(".")[2], []).append(name)
@@ -132,31 +142,29 @@ def _by_fraction(offers: Offers, budget: int, cost: str, shares: Mapping[str, fl
 
     What is left of the budget buys single ranks.
     """
+    count, chosen = attrgetter(cost), smallest(offers, cost)
     low, high = 0.0, 1 / min(shares.values())
-    chosen = {name: min(options, key=lambda option: cost_of(option, cost)) for name, options in offers.items()}
     for _ in range(60):
         middle = (low + high) / 2
         trial = {name: _largest(options, 1 - middle * shares[name], cost) for name, options in offers.items()}
-        if sum(cost_of(option, cost) for option in trial.values()) > budget:
+        if sum(map(count, trial.values())) > budget:
             low = middle
         else:
             high, chosen = middle, trial
-    rest = budget - sum(cost_of(option, cost) for option in chosen.values())
+    rest = budget - sum(map(count, chosen.values()))
     for name, options in offers.items():
-        before = cost_of(chosen[name], cost)
-        larger = [option for option in options if 0 < cost_of(option, cost) - before <= rest]
+        before = count(chosen[name])
+        larger = [option for option in options if 0 < count(option) - before <= rest]
         if larger:
-            chosen[name] = min(larger, key=lambda option: cost_of(option, cost))
-            rest -= cost_of(chosen[name], cost) - before
+            chosen[name] = min(larger, key=count)
+            rest -= count(chosen[name]) - before
     return chosen
 
 
 def _largest(options: Sequence[Option], fraction: float, cost: str) -> Option:
-    most = fraction * cost_of(options[0], cost)
-    fitting = [option for option in options if cost_of(option, cost) <= most]
-    return max(
-        fitting or [min(options, key=lambda option: cost_of(option, cost))], key=lambda option: cost_of(option, cost)
-    )
+    count = attrgetter(cost)
+    fitting = [option for option in options if count(option) <= fraction * count(options[0])]
+    return max(fitting, key=count) if fitting else min(options, key=count)
 
 
 def _matches(name: str, pattern: str) -> bool:

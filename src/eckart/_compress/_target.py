@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,9 +12,8 @@ from eckart.models._safetensors import parse_size
 
 if TYPE_CHECKING:
     from eckart._compress._methods import Method
-    from eckart.models._option import Option
 
-__all__ = ["Target", "as_target", "check_target", "cost_of"]
+__all__ = ["Target", "as_target", "check_target"]
 
 COSTS = ("params", "bytes")
 
@@ -22,17 +22,13 @@ COSTS = ("params", "bytes")
 class Target:
     """One of keep (a fraction of the cost), size (bytes of the weight files) and loss (most that is predicted).
 
-    cost: "params" or "bytes".
+    cost: "params" or "bytes", the attribute of an Option that is counted.
     """
 
     cost: str
     keep: float | None = None
     size: int | None = None
     loss: float | None = None
-
-
-def cost_of(option: Option, cost: str) -> int:
-    return option.bytes if cost == "bytes" else option.params
 
 
 def as_target(keep: float | None, size: str | int | None, loss: float | None, cost: str) -> Target:
@@ -43,7 +39,7 @@ def as_target(keep: float | None, size: str | int | None, loss: float | None, co
         raise UsageError(
             f"keep = {keep:g} is not a fraction to keep", fix="a number above 0 and at most 1, such as 0.8"
         )
-    if loss is not None and not loss >= 0:
+    if loss is not None and not 0 <= loss < math.inf:
         raise UsageError(f"max_loss_increase = {loss:g} cannot be", fix="a number from 0 on, in nats a token")
     if cost not in COSTS:
         raise UsageError(f"cost {cost!r} is not known", fix=f"one of {', '.join(COSTS)}")

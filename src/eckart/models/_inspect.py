@@ -219,7 +219,7 @@ def _factored(source: Source, parameters: int) -> dict[str, Matrix]:
     return found
 
 
-_PARTS = {"pair": ("down.weight", "up.weight"), "pifa": ("rows.weight", "rest.weight", "order")}
+_PARTS = {"pair": ("down.weight", "up.weight"), "pifa": ("rows", "rest", "order")}
 
 
 def _shape_of(form: str, shapes: list[tuple[int, ...]]) -> tuple[int, int, int] | None:

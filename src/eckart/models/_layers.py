@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from eckart import _registry
 from eckart._factorise import Pair, pivoted
@@ -95,25 +96,25 @@ class FactorPair(FactoredLayer):
 
 
 class PivotingFactorization(FactoredLayer):
-    """z = rows(x), y = [z; rest(z)][order] + bias: a linear layer of rank k in k(m + n - k) numbers and an order."""
+    """z = rows x, y = [z; rest z][order] + bias: a linear layer of rank k in k(m + n - k) numbers and an order."""
 
     order: torch.Tensor
 
     def __init__(self, rows: int, columns: int, k: int, bias: bool, **where: Any) -> None:
         super().__init__(rows, columns)
-        self.rows = nn.Linear(columns, k, bias=False, **where)
-        self.rest = nn.Linear(k, rows - k, bias=False, **where)
-        self.bias = nn.Parameter(torch.empty(rows, **where), requires_grad=False) if bias else None
+        self.rows = _frozen(torch.empty(k, columns, **where))
+        self.rest = _frozen(torch.empty(rows - k, k, **where))
+        self.bias = _frozen(torch.empty(rows, **where)) if bias else None
         self.register_buffer("order", torch.empty(rows, dtype=torch.int32, device=where.get("device")))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        z = self.rows(x)
-        y = torch.cat([z, self.rest(z)], dim=-1).index_select(-1, self.order)
+        z = functional.linear(x, self.rows)
+        y = torch.cat([z, functional.linear(z, self.rest)], dim=-1).index_select(-1, self.order)
         return y if self.bias is None else y + self.bias
 
     @property
     def weight(self) -> torch.Tensor:
-        return torch.cat([self.rows.weight, self.rest.weight @ self.rows.weight]).index_select(0, self.order)
+        return torch.cat([self.rows, self.rest @ self.rows]).index_select(0, self.order)
 
     @property
     def has_bias(self) -> bool:
@@ -125,8 +126,8 @@ class PivotingFactorization(FactoredLayer):
 
     def fill_(self, pair: Pair, bias: torch.Tensor | None) -> None:
         found = pivoted(pair)
-        self.rows.weight = _frozen(found.rows.to(self.rows.weight.dtype))
-        self.rest.weight = _frozen(found.rest.to(self.rest.weight.dtype))
+        self.rows = _frozen(found.rows.to(self.rows.dtype))
+        self.rest = _frozen(found.rest.to(self.rest.dtype))
         self.order = found.order
         if bias is not None:
             self.bias = _frozen(bias)
