@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,7 +16,8 @@ import eckart
 from eckart._compress._calibrate import _sweep
 from eckart._compress._journal import Journal
 from eckart._compress._methods import METHODS
-from eckart.errors import InputError
+from eckart._factorise import truncation
+from eckart.errors import InputError, RankError
 from eckart.models._blocks import check_blocks_stand_alone
 from eckart.models._model import silent
 from eckart.models._quality import next_token_loss
@@ -101,3 +103,17 @@ def test_blocks_that_exchange_more_than_hidden_states_are_refused(tiny: Tiny) ->
     model.module.model.norm.forward = lambda x: inner(x + len(kept))
     with pytest.raises(InputError, match="exchange more than hidden states"):
         check_blocks_stand_alone(model.module, blocks, BATCHES[0][:1])
+
+
+def test_a_stored_truncation_is_the_truncation(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    made, journal = truncation(torch.randn(9, 6), keep_rank=4).stored(), Journal(tmp_path)
+    journal.put("layer", made)
+    found = journal.get("layer")
+    assert np.array_equal(found.losses, made.losses)
+    for k in range(5):
+        assert torch.equal(found.pair(k).up, made.pair(k).up)
+        assert torch.equal(found.pair(k).down, made.pair(k).down)
+    for cut in (found, made):
+        with pytest.raises(RankError, match="up to rank 4"):
+            cut.pair(5)

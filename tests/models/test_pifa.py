@@ -41,6 +41,17 @@ def test_the_product_is_the_same_and_coefficients_are_small(m: int, n: int, seed
     assert torch.equal(exact[kept][found.order[kept].argsort()], found.rows)  # rows of W_k itself, to the bit
 
 
+def test_rows_are_exchanged_where_elimination_alone_leaves_large_coefficients() -> None:
+    torch.manual_seed(0)
+    up, down = torch.randn(300, 150, dtype=torch.float64), torch.randn(150, 40, dtype=torch.float64)
+    _, lower, _ = torch.linalg.lu(up)
+    eliminated = torch.linalg.solve_triangular(lower[:150], lower[150:], upper=False, left=False)
+    assert float(eliminated.abs().max()) > 2 * LARGEST_COEFFICIENT
+    pair = Pair(up, down)
+    assert float(pivoted(pair).rest.abs().max()) <= LARGEST_COEFFICIENT * (1 + 1e-9)
+    assert float((whole(pair) - up @ down).norm()) <= 1e4 * EPS64 * float((up @ down).norm())
+
+
 @pytest.mark.parametrize("name", ["zero", "equal rows", "zero columns of up", "one row is huge"])
 def test_matrices_without_k_independent_rows(name: str) -> None:
     torch.manual_seed(0)
