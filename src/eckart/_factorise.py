@@ -11,6 +11,7 @@ Sources: Eckart & Young 1936; one-sided, SVD-LLM (arXiv 2403.07378); the two-sid
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,7 +23,18 @@ from eckart.errors import RankError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Cut", "Gram", "Pair", "PivotRows", "Truncation", "check_kept", "losses_of", "pivoted", "truncation"]
+__all__ = [
+    "Cut",
+    "Gram",
+    "Pair",
+    "PivotRows",
+    "RowGroups",
+    "Truncation",
+    "check_kept",
+    "losses_of",
+    "pivoted",
+    "truncation",
+]
 
 TOKENS_PER_PRODUCT = 1024  # rows multiplied in float32 before their product is added in float64
 
@@ -71,6 +83,9 @@ class Pair:
     def rank(self) -> int:
         return int(self.up.shape[1])
 
+    def matrix(self) -> torch.Tensor:
+        return self.up @ self.down
+
 
 @dataclass(frozen=True)
 class PivotRows:
@@ -81,15 +96,37 @@ class PivotRows:
     order: torch.Tensor
 
 
-class Cut(Protocol):
-    """What ranks are chosen from: the losses of one weight at every rank, and the factors for one."""
+@dataclass(frozen=True)
+class RowGroups:
+    """The rows of a matrix in groups, one after the other, each as it is or as a pair; order (m,), int32, says where
+    each row went.
+    """
+
+    parts: tuple[torch.Tensor | Pair, ...]
+    order: torch.Tensor
+
+    def matrix(self) -> torch.Tensor:
+        import torch
+
+        return torch.cat([part.matrix() if isinstance(part, Pair) else part for part in self.parts])[self.order.long()]
+
+
+class Spectrum(Protocol):
+    """What one matrix loses at every rank."""
 
     @property
     def losses(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Return ‖Yᵀ(W - W_k)X‖_F² for k = 0 … min(m, n)."""
 
-    def pair(self, k: int) -> Pair:
-        """Return the best factors of rank k, up to the rank that was kept."""
+
+class Cut(Protocol):
+    """What ranks are chosen from: what one layer loses at those of an option, and its factors there."""
+
+    def parts(self, ranks: Sequence[int]) -> list[tuple[Spectrum, int]]:
+        """Return the matrices that the ranks of an option cut, and where: one, but for a table."""
+
+    def factors(self, ranks: Sequence[int]) -> Pair | RowGroups:
+        """Return the best factors of these ranks, up to those that were kept."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +148,13 @@ class Truncation:
     def pair(self, k: int) -> Pair:
         check_kept(k, self.up.shape[1])
         return Pair(self.up[:, :k], self.down[:k])
+
+    def parts(self, ranks: Sequence[int]) -> list[tuple[Spectrum, int]]:
+        (k,) = ranks
+        return [(self, k)]
+
+    def factors(self, ranks: Sequence[int]) -> Pair:
+        return self.pair(*ranks)
 
     def stored(self) -> Truncation:
         """Return this truncation with its factors in float32 on the CPU, where they wait until ranks are chosen."""
@@ -137,17 +181,18 @@ def truncation(
 ) -> Truncation:
     """Return the SVD of `weight` in the metric of its input Gram and output-gradient Gram.
 
-    weight: (m, n). inputs: (n, n), positive definite, or None for I. outputs: (m, m), likewise. keep_rank: how many
+    weight: (m, n). inputs: (n, n), positive definite, or None for I. outputs: (m, m), likewise, or the diagonal of one
+    that has nothing else, (m,). keep_rank: how many
     components to keep factors for; None keeps min(m, n). At k = min(m, n) the pair is the weight, to rounding.
     """
     w = weight.double()
     if w.shape[1] <= w.shape[0]:
         x = None if inputs is None else _root(inputs)
         wx = w if x is None else w @ x
-        s, v = _singular(wx.T @ (wx if outputs is None else outputs @ wx), keep_rank)
+        s, v = _singular(wx.T @ (wx if outputs is None else _times(outputs, wx)), keep_rank)
         up, down = wx @ v, v.T if x is None else _solve(x, v.T, left=False)
     else:
-        y = None if outputs is None else _root(outputs)
+        y = None if outputs is None else _root(outputs if outputs.ndim == 2 else outputs.diag())
         yw = w if y is None else y.T @ w
         s, u = _singular((yw if inputs is None else yw @ inputs) @ yw.T, keep_rank)
         up, down = u if y is None else _solve(y.T, u, left=True), u.T @ yw
@@ -191,6 +236,10 @@ def pivoted(pair: Pair) -> PivotRows:
     order = torch.empty(m, dtype=torch.int32, device=up.device)
     order[places] = torch.arange(m, dtype=torch.int32, device=up.device)
     return PivotRows(up[places[:k]] @ down, coefficients, order)
+
+
+def _times(gram: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    return gram @ right if gram.ndim == 2 else gram[:, None] * right
 
 
 def _singular(square: torch.Tensor, keep_rank: int | None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -87,16 +87,16 @@ class Machine(_Part):
 
 
 class Option(_Part):
-    """What a layer becomes: "dense" with no rank, or "pair" or "pifa" with one."""
+    """What a layer becomes: "dense" with no rank, "pair" or "pifa" with one, "grouped" with one for each group."""
 
     version: Literal[1]
-    format: Literal["dense", "pair", "pifa"]
-    ranks: Annotated[tuple[Count, ...], Field(max_length=1)]
+    format: Literal["dense", "pair", "pifa", "grouped"]
+    ranks: tuple[Count, ...]
     dtype: str
 
     @model_validator(mode="after")
     def _one_rank_for_factors(self) -> Option:
-        if len(self.ranks) != (self.format != "dense"):
+        if len(self.ranks) != (self.format != "dense") and not (self.format == "grouped" and self.ranks):
             raise ValueError(f"{self.format!r} with {len(self.ranks)} ranks")
         return self
 
@@ -120,8 +120,8 @@ class Layer(_Part):
 
     @property
     def rank(self) -> int | None:
-        """None where the layer stays dense."""
-        return self.option.ranks[0] if self.option.ranks else None
+        """None where the layer stays dense; the highest of a table's groups."""
+        return max(self.option.ranks, default=None)
 
     @property
     def kept_fraction(self) -> float:

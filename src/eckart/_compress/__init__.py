@@ -137,8 +137,8 @@ def compress(
     with planned(job, given, out=None if out is None else Path(out), resume=resume) as (made, cuts):
         small = job.model.copy()
         for name, option in made.options.items():
-            pair = cuts[name].pair(option.ranks[0])
-            small = small.assign_(name, pair) if format == "dense" else small.replace_(name, option, pair)
+            factors = cuts[name].factors(option.ranks)
+            small = small.assign_(name, factors) if format == "dense" else small.replace_(name, option, factors)
         small.round_(job.dtype)
         small.stored_dtype, small.plan, small.source_bytes = job.dtype, made, job.model.input_bytes
         if out is not None:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from eckart._compress._journal import Journal, StoredTruncation
-from eckart._factorise import truncation
+from eckart._compress._journal import Journal
+from eckart._compress._tables import groups_of, metric_of, row_weights
+from eckart._factorise import Cut, Gram, truncation
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,7 @@ __all__ = ["BATCH_TOKENS", "truncations"]
 
 BATCH_TOKENS = 1024  # run through a block at once
 
-Kept = Callable[[str], int]
+Kept = Callable[[str], Sequence[int]]
 
 
 def truncations(
@@ -31,14 +32,15 @@ def truncations(
     names: Sequence[str],
     pieces: torch.Tensor | None,
     method: Method,
-    kept_rank: Kept,
+    kept_ranks: Kept,
     journal: Journal,
     *,
     device: Any,
     progress: Progress,
-) -> dict[str, StoredTruncation]:
-    """Return the truncation of every layer in `names`, with factors up to kept_rank(name), in float32, in the journal.
+) -> dict[str, Cut]:
+    """Return the truncation of every layer in `names`, with factors up to kept_ranks(name), in float32, in the journal.
 
+    kept_ranks: one for a matrix, one a group for a table, which the method then must take in.
     pieces: calibration tokens, (count, context); None for a method that looks at the weights alone. Only one block's
     Gram matrices, gradients, activations and factors are in memory at once; hidden states wait on disk. What the
     journal holds already is not made again.
@@ -47,7 +49,18 @@ def truncations(
     def cut(name: str, taps: Taps | None) -> None:
         inputs, outputs = method.metric(taps, name) if taps else (None, None)
         weight = model.weight(name).to(device)
-        journal.put(name, truncation(weight, inputs=inputs, outputs=outputs, keep_rank=kept_rank(name)).stored())
+        (k,) = kept_ranks(name)
+        journal.put(name, truncation(weight, inputs=inputs, outputs=outputs, keep_rank=k).stored())
+
+    def cut_table(name: str, gradients: Gram) -> None:
+        seen, weight = journal.seen(name), model.weight(name).to(device)
+        shares, metric = row_weights(seen).to(weight.device), metric_of(seen, gradients).to(weight.device)
+        rows = groups_of(shares)
+        cuts = (
+            truncation(weight[some], inputs=metric, outputs=shares[some], keep_rank=min(k, len(some))).stored()
+            for some, k in zip(rows, kept_ranks(name), strict=True)
+        )
+        journal.put_table(name, rows, list(cuts))
 
     with _one_thread_each() as pool:
 
@@ -62,8 +75,20 @@ def truncations(
         elif not all(map(journal.has, names)):
             batches = pieces.split(max(1, BATCH_TOKENS // pieces.shape[1]))
             with contextlib.closing(model.runner(batches, device, journal.folder)) as runner:
-                _sweep(runner, model, names, method, lambda some, taps: list(take(some, taps)), journal, progress)
-    return {name: journal.get(name) for name in names}
+                tables = [name for name in names if model.layers()[name].table]
+                others = [name for name in names if name not in tables]
+                gradients = _sweep(
+                    runner, model, others, tables, method, lambda some, taps: list(take(some, taps)), journal, progress
+                )
+                for name in tables:
+                    gram = Gram(model.weight(name).shape[1], device)
+                    for rows in runner.before(model.module.get_submodule(name), gradients):
+                        gram.add(rows.reshape(-1, rows.shape[-1]))
+                    cut_table(name, gram)
+    layers = model.layers()
+    return {
+        name: journal.get_table(name, model.weight(name)) if layers[name].table else journal.get(name) for name in names
+    }
 
 
 @contextlib.contextmanager
@@ -88,13 +113,15 @@ def _sweep(
     runner: BlockRunner,
     model: HuggingFaceModel,
     names: Sequence[str],
+    tables: Sequence[str],
     method: Method,
     take: Callable[[Sequence[str], Taps | None], object],
     journal: Journal,
     progress: Progress,
-) -> None:
+) -> list[torch.Tensor]:
     """Run forward block by block, then the head, then backward block by block, and hand over each block's Grams.
 
+    Returns the gradients that reach the first block. What is seen of `tables` goes to the journal.
     Where the journal holds gradients at a block boundary, nothing beyond it is run again.
     """
     from eckart.models._quality import next_token_loss
@@ -111,12 +138,16 @@ def _sweep(
     gradients: list[torch.Tensor] = []
     if reached is None:
         outside = [name for name in names if home[name] < 0]
-        with model.tap(outside, gradients=method.gradients) as taps:
+        with contextlib.ExitStack() as listening:
+            taps = listening.enter_context(model.tap(outside, gradients=method.gradients))
+            seen = {name: listening.enter_context(model.tap_table(name)) for name in tables}
             if backward:
                 gradients = runner.tail(lambda output, tokens: next_token_loss(output[0], tokens))
             else:
                 for b in range(len(runner.batches)):
                     runner.outputs(b)
+        for name in tables:
+            journal.put_seen(name, seen[name])
         take(outside, taps)
     else:
         gradients = reached[1]
@@ -132,3 +163,4 @@ def _sweep(
         if backward:
             journal.put_gradients(i, gradients)
     progress("calibrating", steps, steps)
+    return gradients

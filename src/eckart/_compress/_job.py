@@ -112,22 +112,25 @@ def planned(
     """
     from eckart._compress._calibrate import truncations
     from eckart._compress._journal import journal_beside
-    from eckart._compress._ranks import most_useful_rank, ranks_on_offer, selected
+    from eckart._compress._ranks import most_useful_ranks, ranks_on_offer, selected
 
     model, layers = job.model, job.model.layers()
-    reasons = selected(layers, job.layers)
+    reasons = selected(layers, job.layers, tables=job.method.tables)
     if given is None:
         names = [name for name, reason in reasons.items() if not reason]
         on_offer = {name: ranks_on_offer(layers[name], job.method, job.formats) for name in names}
         offers = {name: model.options(name, job.dtype, some) for name, some in on_offer.items()}
-        ranks = {name: most_useful_rank(layers[name], job.formats) for name in names}
+        ranks = {name: most_useful_ranks(layers[name], job.formats) for name in names}
         choose = _choice(job, offers)  # what is impossible is said before the long work
     else:
         wanted = _fitting(given, model)
-        ranks = {name: option.ranks[0] for name, option in wanted.items()}
+        ranks = {name: option.ranks for name, option in wanted.items()}
 
         def choose(cuts: Mapping[str, Cut]) -> dict[str, Option]:
-            return {name: model.options(name, job.dtype, {o.format: o.ranks})[1] for name, o in wanted.items()}
+            return {
+                name: model.options(name, job.dtype, {o.format: [o.ranks] if layers[name].table else o.ranks})[1]
+                for name, o in wanted.items()
+            }
 
     pieces = _pieces(job)
     fingerprint = {} if out is None else _fingerprint(job, pieces, ranks)
@@ -168,7 +171,7 @@ def _plan(
     )
 
 
-def _fingerprint(job: Job, pieces: torch.Tensor | None, ranks: Mapping[str, int]) -> dict[str, str]:
+def _fingerprint(job: Job, pieces: torch.Tensor | None, ranks: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
     """Return what the truncations depend on: the same of all this, and they are the same bit for bit."""
     import torch
 
@@ -231,9 +234,12 @@ def _layer_plan(job: Job, layer: Layer, reason: str, option: Option | None, cuts
     shape = (layer.name, layer.rows, layer.columns, layer.bias)
     if option is None:
         return LayerPlan(*shape, job.model.options(layer.name, job.dtype, {})[0], 0.0, 0.0, reason)
-    k, losses = option.ranks[0], cuts[layer.name].losses
-    relative = float((losses[k] / losses[0]) ** 0.5) if losses[0] > 0 else 0.0
-    return LayerPlan(*shape, option, float(job.method.losses(cuts[layer.name])[k]), relative)
+    from eckart._compress._methods import predicted_loss
+
+    cut = cuts[layer.name]
+    left, whole = (sum(p.losses[k * of] for p, k in cut.parts(option.ranks)) for of in (1, 0))
+    relative = float((left / whole) ** 0.5) if whole > 0 else 0.0
+    return LayerPlan(*shape, option, predicted_loss(job.method, cut, option.ranks), relative)
 
 
 def _fitting(given: Plan, model: HuggingFaceModel) -> dict[str, Option]:
@@ -249,6 +255,11 @@ def _fitting(given: Plan, model: HuggingFaceModel) -> dict[str, Option]:
             )
         if planned.name in given.options and layer.kept:
             raise UsageError(f"{planned.name} cannot be factored: it is {layer.kept}", fix="make it dense in the plan")
+        if planned.name in given.options and layer.table != (planned.option.format == "grouped"):
+            raise UsageError(
+                f"{planned.name} cannot be stored as {planned.option.format!r}",
+                fix='an embedding as "grouped", another layer as "pair" or "pifa"',
+            )
     return given.options
 
 

@@ -19,13 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eckart._factorise import Pair, Truncation, check_kept, losses_of
+from eckart._compress._tables import StoredTable
+from eckart._factorise import Gram, Pair, Spectrum, Truncation, check_kept, losses_of
 from eckart._files import cannot_write, dump_json, write_whole
 from eckart.errors import EckartError, OutputError, UsageError
 from eckart.models._untrusted import read_json
 
 if TYPE_CHECKING:
     import torch
+
+    from eckart.models._taps import TableTaps
 
 __all__ = ["Journal", "StoredTruncation", "journal_beside"]
 
@@ -43,10 +46,15 @@ class StoredTruncation:
     def losses(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         return losses_of(self.s)
 
-    def pair(self, k: int) -> Pair:
-        """Return the best factors of rank k, up to the rank that was kept; only these are read."""
+    def parts(self, ranks: Sequence[int]) -> list[tuple[Spectrum, int]]:
+        (k,) = ranks
+        return [(self, k)]
+
+    def factors(self, ranks: Sequence[int]) -> Pair:
+        """Return the best factors of one rank, up to the rank that was kept; only these are read."""
         from safetensors import safe_open
 
+        (k,) = ranks
         with safe_open(self.path, framework="pt") as file:
             columns, down = file.get_slice("columns"), file.get_slice("down")
             check_kept(k, columns.get_shape()[0])
@@ -76,6 +84,47 @@ class Journal:
 
         with safe_open(self._path(layer), framework="np") as file:
             return StoredTruncation(file.get_tensor("s"), self._path(layer))
+
+    def put_table(self, layer: str, rows: Sequence[torch.Tensor], cuts: Sequence[Truncation]) -> None:
+        """Keep the truncations of the groups of a table, and which rows are in each."""
+        from safetensors.torch import save
+
+        for g, cut in enumerate(cuts):
+            self.put(f"{layer}#{g}", cut)
+        with write_whole(self._path(layer)) as file:  # last: with this the table is there
+            file.write(save({str(g): some.cpu().contiguous() for g, some in enumerate(rows)}))
+
+    def get_table(self, layer: str, weight: torch.Tensor) -> StoredTable:
+        from safetensors.torch import load_file
+
+        found = load_file(self._path(layer))
+        groups = range(len(found))
+        return StoredTable(
+            weight, tuple(found[str(g)] for g in groups), tuple(self.get(f"{layer}#{g}") for g in groups)
+        )
+
+    def put_seen(self, layer: str, taps: TableTaps) -> None:
+        """Keep what was seen of a table while the head ran, until the gradients reach it."""
+        import torch
+        from safetensors.torch import save
+
+        parts = {"looked_up": taps.looked_up, "predicted": taps.predicted}
+        if taps.inputs is not None:
+            parts |= {"sum": taps.inputs.sum, "count": torch.tensor(taps.inputs.count)}
+        with write_whole(self._path(f"{layer}#seen")) as file:
+            file.write(save({name: part.cpu().contiguous() for name, part in parts.items()}))
+
+    def seen(self, layer: str) -> TableTaps:
+        from safetensors.torch import load_file
+
+        from eckart.models._taps import TableTaps
+
+        found = load_file(self._path(f"{layer}#seen"))
+        inputs = None
+        if "sum" in found:
+            inputs = Gram(len(found["sum"]))
+            inputs.sum, inputs.count = found["sum"], int(found["count"])
+        return TableTaps(found["looked_up"], found["predicted"], inputs)
 
     def put_gradients(self, boundary: int, gradients: Sequence[torch.Tensor]) -> None:
         """Keep the gradients of every batch at a block boundary, in place of those at the last one."""

@@ -6,7 +6,7 @@ tests/reference/test_baselines.py checks. They differ from "two-sided" in these 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,13 +16,13 @@ from eckart._compress._plan import ADDITIVE_UNIT
 from eckart.errors import UsageError
 
 if TYPE_CHECKING:
-    from eckart._factorise import Cut
+    from eckart._factorise import Cut, Spectrum
     from eckart.models._huggingface import HuggingFaceModel
     from eckart.models._taps import Gradients, Taps
 
-__all__ = ["METHODS", "Method", "choose_method"]
+__all__ = ["GRADIENT_SHRINKAGE", "INPUT_SHRINKAGE", "METHODS", "Method", "choose_method", "predicted_loss"]
 
-Losses = Callable[["Cut"], "np.ndarray[tuple[int, ...], np.dtype[np.float64]]"]
+Losses = Callable[["Spectrum"], "np.ndarray[tuple[int, ...], np.dtype[np.float64]]"]
 Metric = Callable[["Taps", str], tuple[Any, Any]]
 
 INPUT_SHRINKAGE = 0.02  # of the input Gram; flat from .005 to .1 on SmolLM2-135M
@@ -40,7 +40,8 @@ class Method:
     it needs a calibration text. gradients: what it needs of a backward pass. ranks: "knapsack", the least predicted
     loss; "uniform", the same fraction of every layer; "by type", fractions by SVD-LLM v2's rule within layers of the
     same type. losses: from a truncation, the predicted loss increase at ranks 0 … min(m, n). unit: what that is
-    measured in. pairs: whether it stores factor pairs where nothing else is asked for, as its authors do.
+    measured in. pairs: whether it stores factor pairs where nothing else is asked for, as its authors do. tables:
+    whether it takes in an embedding and the head tied to it.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Method:
     losses: Losses
     unit: str
     pairs: bool = True
+    tables: bool = False
 
     @property
     def uniform(self) -> bool:
@@ -58,12 +60,17 @@ class Method:
         return self.ranks != "knapsack"
 
 
-def _second_order(cut: Cut) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def predicted_loss(method: Method, cut: Cut, ranks: Sequence[int]) -> float:
+    """Return the loss increase that a method predicts of a layer at the ranks of an option, () for a dense one."""
+    return sum(float(method.losses(part)[k]) for part, k in cut.parts(ranks)) if ranks else 0.0
+
+
+def _second_order(cut: Spectrum) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     """½ Σ_{i>k} s_i²: second-order term of the mean next-token loss, its Hessian taken as the Fisher matrix Γ ⊗ G."""
     return cut.losses / 2
 
 
-def _relative(cut: Cut) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def _relative(cut: Spectrum) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     """Σ_{i>k} s_i² / Σ s_i²: comparable between layers in form only, not in effect."""
     return cut.losses / cut.losses[0] if cut.losses[0] > 0 else cut.losses
 
@@ -100,7 +107,7 @@ _OUTPUT, _WEIGHT = "squared relative output error", "squared relative weight err
 _TABLE = (
     #      name          metric                        inputs gradients  ranks       losses         unit
     Method("two-sided", _two_sided(INPUT_SHRINKAGE, GRADIENT_SHRINKAGE), True, "all", "knapsack", _second_order,
-           ADDITIVE_UNIT, pairs=False),
+           ADDITIVE_UNIT, pairs=False, tables=True),
     Method("input",      _inputs(INPUT_SHRINKAGE),     True,  "none",    "knapsack", _relative,     _OUTPUT, False),
     Method("plain",      _weights_alone,               False, "none",    "uniform",  _relative,     _WEIGHT),
     Method("fwsvd",      _fwsvd,                       True,  "weights", "uniform",  _relative,     _WEIGHT),

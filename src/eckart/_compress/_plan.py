@@ -95,6 +95,8 @@ class Plan:
         if not found:
             raise UsageError(f"the plan has no layer {name!r}", fix=f"for example {self.layers[0].name!r}")
         (old,) = found
+        if old.option.format == "grouped" and k is not None:
+            raise UsageError(f"{name} has a rank for each group of its rows", fix="edit them in the saved plan")
         form = "pair" if old.option.format == "dense" else old.option.format
         option = old.dense if k is None else factored(form, old.rows, old.columns, old.bias, self.dtype, k)
         new = replace(old, option=option, loss_increase=None if k else 0.0, relative_error=None if k else 0.0)
@@ -186,7 +188,7 @@ class Plan:
             f"{'layer':44} {'shape':>13} {'becomes':>10} {'params':>11} {'loss +':>10}",
         ]
         for layer in self.layers:
-            becomes = " ".join([layer.option.format, *map(str, layer.option.ranks)])
+            becomes = f"{layer.option.format} {'/'.join(map(str, layer.option.ranks))}".rstrip()
             loss = "" if layer.loss_increase is None else f"{layer.loss_increase:.2e}"
             lines.append(
                 f"{layer.name:44} {f'{layer.rows} x {layer.columns}':>13} {becomes:>10} {layer.option.params:>11,} "

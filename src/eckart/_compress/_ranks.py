@@ -5,39 +5,47 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from operator import attrgetter
+from typing import Any
 
 import numpy as np
 
 from eckart._compress._allocate import Choices, least_loss
 from eckart._compress._methods import Method
+from eckart._compress._tables import StoredTable, ranks_of_group
 from eckart._factorise import Cut
 from eckart.errors import BudgetError, UsageError
 from eckart.models._model import Layer
-from eckart.models._option import Option, largest_useful_rank
+from eckart.models._option import RANK_STEP, Option, group_sizes, grouped, largest_useful_rank
 
 __all__ = [
     "budget_of",
     "choose_ranks",
     "choose_ranks_by_loss",
-    "most_useful_rank",
+    "most_useful_ranks",
     "ranks_on_offer",
     "selected",
     "smallest",
 ]
 
-RANK_STEP = 8  # ranks on offer are its multiples; matrix products of other sizes waste part of a vector register
-
 Offers = Mapping[str, Sequence[Option]]
 
 
-def most_useful_rank(layer: Layer, formats: Sequence[str]) -> int:
-    """Return the largest rank at which one of these formats stores fewer numbers than the matrix."""
-    return max(largest_useful_rank(form, layer.rows, layer.columns) for form in formats)
+def most_useful_ranks(layer: Layer, formats: Sequence[str]) -> tuple[int, ...]:
+    """Return the largest rank that saves numbers in one of these formats; for a table, one a group."""
+    if layer.table:
+        return tuple(ranks_of_group(size, layer.columns)[-2:][0] for size in group_sizes(layer.rows))
+    return (max(largest_useful_rank(form, layer.rows, layer.columns) for form in formats),)
 
 
-def ranks_on_offer(layer: Layer, method: Method, formats: Sequence[str]) -> dict[str, list[int]]:
-    """Return 1 and the multiples of 8 (for uniform ranks, all) that save numbers, for each format."""
+def ranks_on_offer(layer: Layer, method: Method, formats: Sequence[str]) -> dict[str, list[Any]]:
+    """Return 1 and the multiples of 8 (for uniform ranks, all) that save numbers, for each format.
+
+    For a table, the least ranks alone: which others are worth offering follows from its truncations.
+    """
+    if layer.table:
+        return {"grouped": [tuple(ranks_of_group(size, layer.columns)[0] for size in group_sizes(layer.rows))]}
     step, offer = 1 if method.uniform else RANK_STEP, {}
     for form in formats:
         last = largest_useful_rank(form, layer.rows, layer.columns)
@@ -45,11 +53,12 @@ def ranks_on_offer(layer: Layer, method: Method, formats: Sequence[str]) -> dict
     return offer
 
 
-def selected(layers: Mapping[str, Layer], patterns: str | Sequence[str]) -> dict[str, str]:
+def selected(layers: Mapping[str, Layer], patterns: str | Sequence[str], *, tables: bool) -> dict[str, str]:
     """Return for every layer why it must stay dense, or "" for those that may change.
 
     patterns: shell patterns, or regular expressions after "re:", on the layers' names; one that begins with "!"
-    excludes. UsageError where nothing is left to compress, or a pattern matches no layer.
+    excludes. tables: whether embeddings may change. UsageError where nothing is left to compress, or a pattern matches
+    no layer.
     """
     given = [patterns] if isinstance(patterns, str) else list(patterns)
     hits = {pattern: {name for name in layers if _matches(name, pattern.removeprefix("!"))} for pattern in given}
@@ -63,7 +72,8 @@ def selected(layers: Mapping[str, Layer], patterns: str | Sequence[str]) -> dict
     excluded = set().union(*(hits[pattern] for pattern in given if pattern.startswith("!")))
     reasons = {}
     for name, layer in layers.items():
-        reasons[name] = layer.kept or ("" if name in included - excluded else "excluded by layers=")
+        left = "an embedding table, which the method leaves as it is" if layer.table and not tables else ""
+        reasons[name] = layer.kept or left or ("" if name in included - excluded else "excluded by layers=")
     if all(reasons.values()):
         raise UsageError("no layer is left that could be compressed", fix="widen layers=")
     return reasons
@@ -97,6 +107,7 @@ def choose_ranks(offers: Offers, cuts: Mapping[str, Cut], method: Method, budget
         return _by_fraction(offers, budget, cost, dict.fromkeys(offers, 1.0))
     if method.ranks == "by type":
         return _by_fraction(offers, budget, cost, _shares_by_type(offers, cuts, budget, cost))
+    offers = _with_tables(offers, cuts, method, cost)
     chosen = least_loss({name: _choices(options, cuts[name], method, cost) for name, options in offers.items()}, budget)
     return {name: offers[name][i] for name, i in chosen.items()}
 
@@ -105,15 +116,60 @@ def choose_ranks_by_loss(
     offers: Offers, cuts: Mapping[str, Cut], method: Method, most: float, cost: str
 ) -> dict[str, Option]:
     """Return the options of least cost whose predicted losses add up to at most `most`: the knapsack, turned round."""
+    offers = _with_tables(offers, cuts, method, cost)
     known = {name: _choices(options, cuts[name], method, cost) for name, options in offers.items()}
     turned = {name: Choices(choices.losses, choices.costs) for name, choices in known.items()}
     return {name: offers[name][i] for name, i in least_loss(turned, most).items()}
 
 
 def _choices(options: Sequence[Option], cut: Cut, method: Method, cost: str) -> Choices:
-    by_rank = method.losses(cut)
-    losses = [float(by_rank[option.ranks[0]]) if option.ranks else 0.0 for option in options]
+    smallest = options[-1].ranks  # () where nothing but dense is on offer
+    by_rank = [method.losses(part) for part, _ in cut.parts(smallest)] if smallest else []
+    places = [[k for _, k in cut.parts(option.ranks)] if option.ranks else [] for option in options]
+    losses = [sum(float(some[k]) for some, k in zip(by_rank, ks, strict=False)) for ks in places]
     return Choices(np.array([getattr(option, cost) for option in options], dtype=np.float64), np.array(losses))
+
+
+def _with_tables(offers: Offers, cuts: Mapping[str, Cut], method: Method, cost: str) -> Offers:
+    """Return the offers with those of tables completed: what is best at some price a unit of cost."""
+    return {
+        name: _best_of_groups(options, cuts[name], method, cost) if options[-1].format == "grouped" else options
+        for name, options in offers.items()
+    }
+
+
+def _best_of_groups(options: Sequence[Option], cut: Cut, method: Method, cost: str) -> list[Option]:
+    """Return dense, then table options from the largest to the smallest: each takes one more step in one group.
+
+    The steps of a group go down the lower convex hull of its losses over its costs; all are taken in the order of what
+    they lose a unit of cost, which visits the Lagrangian's choices at every multiplier.
+    """
+    assert isinstance(cut, StoredTable)
+    whole, least, sizes = options[0], options[-1], group_sizes(len(cut.weight))
+    columns = whole.params // sum(sizes)
+    by_rank = [method.losses(part) for part, _ in cut.parts(least.ranks)]
+    steps: list[tuple[float, int, int]] = []
+    for g, (size, losses) in enumerate(zip(sizes, by_rank, strict=True)):
+        points = [(size * columns, 0.0, columns)]
+        points += [
+            (k * (size + columns), float(losses[min(k, len(losses) - 1)]), k)
+            for k in reversed(ranks_of_group(size, columns)[:-1])
+        ]
+        hull = points[:1]
+        for point in points[1:]:
+            while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], point):
+                hull.pop()
+            hull.append(point)
+        steps += [(_slope(a, b), g, b[2]) for a, b in pairwise(hull)]
+    ranks, found = [columns] * len(sizes), [whole]
+    for _, g, k in sorted(steps, key=lambda step: step[:1]):
+        ranks[g] = k
+        found.append(grouped(sum(sizes), columns, whole.dtype, ranks))
+    return found
+
+
+def _slope(larger: tuple[float, float, int], smaller: tuple[float, float, int]) -> float:
+    return (smaller[1] - larger[1]) / (larger[0] - smaller[0])
 
 
 def _shares_by_type(offers: Offers, cuts: Mapping[str, Cut], budget: int, cost: str) -> dict[str, float]:
@@ -129,7 +185,8 @@ def _shares_by_type(offers: Offers, cuts: Mapping[str, Cut], budget: int, cost: 
     shares = dict.fromkeys(offers, 1.0)
     for names in types.values():
         ranks = [(_largest(offers[name], fraction, cost).ranks or (-1,))[0] for name in names]
-        losses = np.array([cuts[name].losses[k] ** 0.5 for name, k in zip(names, ranks, strict=True)])
+        pairs = [pair for name, k in zip(names, ranks, strict=True) for pair in cuts[name].parts([k])]
+        losses = np.array([part.losses[k] ** 0.5 for part, k in pairs])
         with np.errstate(divide="ignore", invalid="ignore"):
             scores = 1 / np.log(losses)
         if np.isfinite(scores).all() and (scores > 0).all():

@@ -79,6 +79,10 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
+class _FirstBlockReached(Exception):
+    """Ends a forward pass of which nothing more is needed."""
+
+
 class BlockRunner:
     """Runs blocks on some batches, whose hidden states at the block boundaries it keeps on disk, in `folder`.
 
@@ -130,6 +134,34 @@ class BlockRunner:
         self.states.drop(i + 1)
         with self._moved(self.blocks[i]) as block, torch.enable_grad():
             return [self._backward(block, i, b, gradient) for b, gradient in enumerate(gradients)]
+
+    def before(self, table: nn.Module, gradients: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Iterate over the gradient in the output of an embedding, given that at the input of the first block."""
+        reached: list[torch.Tensor] = []
+        leaves: list[torch.Tensor] = []
+
+        def stop(*args: Any, **kwargs: Any) -> Any:
+            reached.append(_hidden(inspect.signature(original).bind(*args, **kwargs)))
+            raise _FirstBlockReached
+
+        def cut(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+            leaves.append(output.detach().requires_grad_())
+            return leaves[-1]
+
+        original, handle = self.blocks[0].forward, table.register_forward_hook(cut)
+        self.blocks[0].forward = stop
+        try:
+            for batch, gradient in zip(self.batches, gradients, strict=True):
+                with torch.enable_grad(), contextlib.suppress(_FirstBlockReached):
+                    self.module(batch.to(self.home), **self._extra)
+                reached.pop().backward(gradient.to(self.home))
+                while leaves:
+                    found = leaves.pop().grad
+                    assert found is not None
+                    yield found
+        finally:
+            del self.blocks[0].forward
+            handle.remove()
 
     @torch.no_grad()
     def outputs(self, b: int) -> Any:

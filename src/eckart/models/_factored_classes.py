@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from eckart.errors import InputError, MissingExtraError
 from eckart.models._layers import layer_type, placeholder
 from eckart.models._option import Option, read_option
+from eckart.models._table import FactoredTable, tie_head_, tied_head
 
 __all__ = ["PREFIX", "STEM", "factored_config", "factored_model", "register", "swap_layers"]
 
@@ -57,6 +57,13 @@ def factored_model(base: type[PreTrainedModel], model_type: str) -> type[PreTrai
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         base.__init__(self, config, *args, **kwargs)
         swap_layers(self, _options_of(config))
+        self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
+
+    def get_expanded_tied_weights_keys(self: Any, all_submodels: bool = False) -> dict[str, str]:
+        """Return what transformers ties by name: not a factored table, to which its head refers by itself."""
+        there = {name for name, _ in self.named_parameters(remove_duplicate=False)}
+        tied: dict[str, str] = base.get_expanded_tied_weights_keys(self, all_submodels)
+        return {target: source for target, source in tied.items() if target in there and source in there}
 
     def save_pretrained(self: Any, save_directory: Any, **kwargs: Any) -> None:
         base.save_pretrained(self, save_directory, **kwargs)
@@ -66,6 +73,7 @@ def factored_model(base: type[PreTrainedModel], model_type: str) -> type[PreTrai
         "__module__": __name__,
         "__doc__": f"{base.__name__} with the factored layers that its config names.",
         "__init__": __init__,
+        "get_expanded_tied_weights_keys": get_expanded_tied_weights_keys,
         "save_pretrained": save_pretrained,
         "config_class": factored_config(model_type),
     }
@@ -73,18 +81,21 @@ def factored_model(base: type[PreTrainedModel], model_type: str) -> type[PreTrai
     return made
 
 
-def swap_layers(module: nn.Module, options: dict[str, Any]) -> None:
+def swap_layers(module: Any, options: dict[str, Any]) -> None:
     """Replace the layers that `options` (name -> option as JSON) names by factored ones, their values unset."""
     prefix = getattr(module, "base_model_prefix", "") + "."
     known = dict(module.named_modules())
+    head = tied_head(module)
     for full_name, value in options.items():
         # A bare base model, such as LlamaModel, has its layers without the prefix that the full model gives them.
         name = full_name if full_name in known else full_name.removeprefix(prefix)
         kind = layer_type(known[name]) if name in known else None
         if kind is None:
             raise InputError(f"config.json names the factored layer {full_name!r}, which this architecture lacks")
-        (rows, columns), bias = kind.matrix(known[name]).shape, known[name].bias is not None
+        (rows, columns), bias = kind.matrix(known[name]).shape, getattr(known[name], "bias", None) is not None
         module.set_submodule(name, placeholder(known[name], read_option(value, rows, columns, bias)))
+    if head and isinstance(module.get_input_embeddings(), FactoredTable):
+        tie_head_(module, head)
 
 
 def options_to_config(options: dict[str, Option]) -> dict[str, Any]:

@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from eckart._factorise import Pair
 from eckart._kernels import first_nonfinite
 from eckart.errors import InputError, NumericalError, UsageError
 from eckart.models._blocks import BlockRunner, block_names, check_blocks_stand_alone
-from eckart.models._layers import Embedding, FactoredLayer, LayerType, layer_type, placeholder
+from eckart.models._factored_layers import FactoredLayer
+from eckart.models._layers import Embedding, Factors, LayerType, layer_type, placeholder
 from eckart.models._model import Layer, Weight
 from eckart.models._option import Option
-from eckart.models._taps import Gradients, Taps, tapped
+from eckart.models._table import tie_head_, tied_head
+from eckart.models._taps import Gradients, TableTaps, Taps, table_tapped, tapped
 
 __all__ = ["HuggingFaceModel"]
 
@@ -98,8 +99,20 @@ class HuggingFaceModel:
         inside = {f"{name}.{part}" for name, m in factored for part, _ in m.named_children()}
         found = {name: m for name, m in modules.items() if name not in inside and layer_type(m) is not None}
         groups = _groups(found)
-        tied = _tied(found)
-        return {name: _describe(name, module, tied.get(name, ""), groups[name]) for name, module in found.items()}
+        tied, table = _tied(found), self._table()
+        return {
+            name: _describe(name, module, "" if name == table else tied.get(name, ""), name == table, groups[name])
+            for name, module in found.items()
+        }
+
+    def _table(self) -> str:
+        """Return the name of the embedding that can be factored: the input's, tied to nothing or to the head alone."""
+        table = self.module.get_input_embeddings()
+        if type(table) is not nn.Embedding or not self.blocks():
+            return ""
+        owners = [name for name, m in self.module.named_modules() if getattr(m, "weight", None) is table.weight]
+        names = [name for name in owners if name != tied_head(self.module)]
+        return names[0] if len(names) == 1 else ""
 
     def blocks(self) -> list[str]:
         """Return the names of the repeated blocks, in the order in which they run."""
@@ -131,6 +144,11 @@ class HuggingFaceModel:
         groups = {layer.group for name, layer in self.layers().items() if name in names}
         return tapped({name: self.module.get_submodule(name) for name in names}, sorted(groups), gradients=gradients)
 
+    def tap_table(self, name: str) -> contextlib.AbstractContextManager[TableTaps]:
+        """Collect how often rows of an embedding are looked up, and predicted by the head that is tied to it."""
+        head = tied_head(self.module)
+        return table_tapped(self.module.get_submodule(name), self.module.get_submodule(head) if head else None)
+
     # Changing it
 
     def weight(self, name: str) -> torch.Tensor:
@@ -138,7 +156,7 @@ class HuggingFaceModel:
         module, kind = self._layer(name)
         return kind.matrix(module).detach()
 
-    def options(self, name: str, dtype: str, ranks: Mapping[str, Sequence[int]]) -> list[Option]:
+    def options(self, name: str, dtype: str, ranks: Mapping[str, Sequence[Any]]) -> list[Option]:
         """Return what a layer can be stored as: dense first, then each format at each of its `ranks`."""
         module, kind = self._layer(name)
         return kind.options(module, dtype, ranks)
@@ -160,10 +178,13 @@ class HuggingFaceModel:
         twin.module, twin.replaced = copy.deepcopy(self.module, shared), dict(self.replaced)
         return twin
 
-    def replace_(self, name: str, option: Option, pair: Pair) -> HuggingFaceModel:
-        """Put a factored layer in the place of a dense one."""
+    def replace_(self, name: str, option: Option, factors: Factors) -> HuggingFaceModel:
+        """Put a factored layer in the place of a dense one; the head that is tied to an embedding follows it."""
         module, kind = self._layer(name)
-        self.module.set_submodule(name, kind.factored(module, option, pair))
+        head = tied_head(self.module) if isinstance(kind, Embedding) else ""
+        self.module.set_submodule(name, kind.factored(module, option, factors))
+        if head:
+            tie_head_(self.module, head)
         self.replaced[name] = option
         return self
 
@@ -188,10 +209,13 @@ class HuggingFaceModel:
                     module._parameters[leaf] = rounded[id(parameter)]
         return self
 
-    def assign_(self, name: str, pair: Pair) -> HuggingFaceModel:
-        """Give a dense layer the product of a pair as its weight; it stays dense."""
+    def assign_(self, name: str, factors: Factors) -> HuggingFaceModel:
+        """Give a dense layer the matrix that the factors make as its weight; it stays dense."""
         module, kind = self._layer(name)
-        kind.assign_(module, pair.up @ pair.down)
+        head = tied_head(self.module) if isinstance(kind, Embedding) else ""
+        kind.assign_(module, factors.matrix())
+        if head:
+            self.module.get_submodule(head).weight = kind.matrix(module)
         return self
 
     # Checking it
@@ -218,19 +242,19 @@ class HuggingFaceModel:
             )
 
 
-def _describe(name: str, module: nn.Module, tied_to: str, group: tuple[str, ...]) -> Layer:
+def _describe(name: str, module: nn.Module, tied_to: str, table: bool, group: tuple[str, ...]) -> Layer:
     kind = layer_type(module)
     assert kind is not None
     rows, columns = kind.matrix(module).shape
     kept = ""
     if tied_to:
         kept = f"tied to {tied_to}"
-    elif isinstance(kind, Embedding):
+    elif isinstance(kind, Embedding) and not table:
         kept = "an embedding table"
-    elif rows > LARGEST_OUTPUT:
+    elif rows > LARGEST_OUTPUT and not table:
         kept = f"its {rows} outputs are more than {LARGEST_OUTPUT}"
     bias = getattr(module, "bias", None) is not None
-    return Layer(name, type(module).__name__, rows, columns, bias, kept, group)
+    return Layer(name, type(module).__name__, rows, columns, bias, kept, group, isinstance(kind, Embedding))
 
 
 def _tied(found: Mapping[str, nn.Module]) -> dict[str, str]:

@@ -32,6 +32,7 @@ class Layer:
     """One matrix that the model multiplies by: y = W x (+ b), W (rows, columns).
 
     kept: why it must stay as it is, or "". group: the names of the layers said to read the same input, itself included.
+    table: whether its rows are looked up in, by the index of a token.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Layer:
     bias: bool
     kept: str
     group: tuple[str, ...]
+    table: bool = False
 
 
 class Model(Protocol):

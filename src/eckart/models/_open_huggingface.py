@@ -148,7 +148,7 @@ def _without_quantisation(module: Any) -> Any:
 
 
 def _replaced(model: HuggingFaceModel) -> dict[str, Option]:
-    from eckart.models._layers import FactoredLayer
+    from eckart.models._factored_layers import FactoredLayer
 
     entry = getattr(model.module.config, "eckart", None) or {"layers": {}}
     found = {}

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from eckart.errors import InputError, RankError
 
-__all__ = ["DTYPE_BYTES", "Option", "dense", "factored", "largest_useful_rank", "pair", "pifa", "read_option"]
+__all__ = [
+    "DTYPE_BYTES",
+    "Option",
+    "dense",
+    "factored",
+    "group_sizes",
+    "grouped",
+    "largest_useful_rank",
+    "pair",
+    "pifa",
+    "read_option",
+]
 
 OPTION_VERSION = 1
 
@@ -17,14 +28,19 @@ DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_
 
 INDEX_BYTES = 4  # of an entry of a permutation
 
+RANK_STEP = 8  # ranks on offer are its multiples; matrix products of other sizes waste part of a vector register
+GROUPS = 6  # of the rows of a table: half of them in the last, a quarter in the one before, and so on
+
 
 @dataclass(frozen=True)
 class Option:
     """One way of storing a layer.
 
-    format: "dense"; "pair" for W ≈ up @ down; "pifa" for k of W_k's own rows and the others as combinations of these.
-    ranks: () or (k,). params: numbers stored, bias and permutation included. bytes: what they take as tensor data in
-    `dtype`. flops: multiply-adds a token.
+    format: "dense"; "pair" for W ≈ up @ down; "pifa" for k of W_k's own rows and the others as combinations of these;
+    "grouped" for the rows of a table, the frequent ones first, in groups that each have a factor pair. ranks: (), (k,),
+    or one for each group, that of all columns for a group that stays dense. params: numbers stored, bias and
+    permutation included. bytes: what they take as tensor data in `dtype`. flops: multiply-adds a token, where the
+    matrix is multiplied by and not looked up in.
     """
 
     format: str
@@ -61,6 +77,31 @@ def pifa(rows: int, columns: int, bias: bool, dtype: str, k: int) -> Option:
     numbers = k * (rows + columns - k)
     params = numbers + rows * bias
     return Option("pifa", (k,), dtype, params + rows, params * DTYPE_BYTES[dtype] + rows * INDEX_BYTES, numbers)
+
+
+def group_sizes(rows: int) -> list[int]:
+    """Return how many rows are in each group of a table: as many as in all before it together, rounding aside."""
+    ends = sorted({rows >> shift for shift in range(GROUPS)} - {0})
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def grouped(rows: int, columns: int, dtype: str, ranks: Sequence[int]) -> Option:
+    """Return the option that stores a (rows, columns) table by groups of its rows; RankError outside 1 … columns.
+
+    Source: GroupReduce (Chen et al., NeurIPS 2018).
+    """
+    sizes = group_sizes(rows)
+    if len(ranks) != len(sizes) or not all(1 <= k <= columns for k in ranks):
+        raise RankError(
+            f"ranks {list(ranks)} asked of a {rows} x {columns} table, which has {len(sizes)} groups of rows",
+            fix=f"{len(sizes)} ranks from 1 to {columns}",
+        )
+    numbers = sum(
+        size * columns if k == columns else k * (size + columns) for size, k in zip(sizes, ranks, strict=True)
+    )
+    return Option(
+        "grouped", tuple(ranks), dtype, numbers + rows, numbers * DTYPE_BYTES[dtype] + rows * INDEX_BYTES, numbers
+    )
 
 
 _FORMATS: dict[str, Callable[[int, int, bool, str, int], Option]] = {"pair": pair, "pifa": pifa}
@@ -103,5 +144,10 @@ def read_option(value: Any, rows: int, columns: int, bias: bool) -> Option:
         return dense(rows, columns, bias, dtype)
     if form in _FORMATS and len(ranks) == 1 and type(ranks[0]) is int:
         return factored(form, rows, columns, bias, dtype, ranks[0])
-    known = " or ".join(f'"{name}"' for name in _FORMATS)
-    raise InputError(f"unknown layer option {form!r} with ranks {ranks!r}", fix=f'"dense" with [], or {known} with [k]')
+    if form == "grouped" and not bias and all(type(k) is int for k in ranks):
+        return grouped(rows, columns, dtype, ranks)
+    known = ", ".join(f'"{name}"' for name in _FORMATS)
+    raise InputError(
+        f"unknown layer option {form!r} with ranks {ranks!r}",
+        fix=f'"dense" with [], {known} with [k], or, for an embedding, "grouped" with a rank a group',
+    )

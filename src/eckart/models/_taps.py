@@ -13,7 +13,7 @@ from torch import nn
 from eckart._factorise import Gram
 from eckart.models._layers import layer_type
 
-__all__ = ["Gradients", "Taps", "clipped", "tapped"]
+__all__ = ["Gradients", "TableTaps", "Taps", "clipped", "table_tapped", "tapped"]
 
 Gradients = Literal["none", "all", "clipped", "weights"]
 
@@ -83,6 +83,46 @@ def tapped(
     finally:
         for handle in handles:
             handle.remove()
+
+
+@dataclass
+class TableTaps:
+    """looked_up, predicted: for each row of an embedding, how often it was, and the sum of its probabilities, (rows,),
+    float64. inputs: Gram of what the head that is tied to the embedding read; None where no head is.
+    """
+
+    looked_up: torch.Tensor
+    predicted: torch.Tensor
+    inputs: Gram | None
+
+
+@contextlib.contextmanager
+def table_tapped(table: nn.Module, head: nn.Module | None) -> Iterator[TableTaps]:
+    """Fill TableTaps from every call of an embedding, and of the head tied to it, made inside the block."""
+    weight = table.weight
+    assert isinstance(weight, torch.Tensor)
+    rows, columns = weight.shape
+    none = torch.zeros(rows, dtype=torch.float64, device=weight.device)
+    taps = TableTaps(none, none.clone(), None if head is None else Gram(columns, weight.device))
+
+    def count(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
+        taps.looked_up += torch.bincount(args[0].flatten(), minlength=rows)
+
+    def add(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
+        assert taps.inputs is not None
+        taps.inputs.add(args[0].detach().reshape(-1, columns))
+        for part in output.detach().reshape(-1, rows).split(_LOGIT_ROWS):
+            taps.predicted += part.float().softmax(dim=1).sum(dim=0)
+
+    handles = [table.register_forward_hook(count), *([] if head is None else [head.register_forward_hook(add)])]
+    try:
+        yield taps
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+_LOGIT_ROWS = 256  # whose probabilities are in memory at once
 
 
 def clipped(pieces: torch.Tensor) -> torch.Tensor:

@@ -94,7 +94,7 @@ def _cells(layer: Layer) -> Iterator[_Cell]:
     if layer.rank is None:
         yield _Cell(Html(element("span", "dense", class_="state", title=layer.kept or None) + _reason(layer)), None)
     else:
-        yield _Cell(f"{layer.option.format} {layer.rank}", layer.rank)
+        yield _Cell(f"{layer.option.format} {' '.join(map(str, layer.option.ranks))}", layer.rank)
     yield _Cell(f"{layer.break_even_rank:.1f}", layer.break_even_rank)
     yield _Cell(figures.count(layer.params_before), layer.params_before)
     yield _Cell(figures.count(layer.params), layer.params)
