@@ -109,6 +109,7 @@ class Layer(_Part):
     columns: Annotated[Count, Field(gt=0)]
     bias: bool
     kept: str
+    table: bool = False
     option: Option
     planned_ranks: tuple[Count, ...]
     params: Count

@@ -29,7 +29,8 @@ def test_it_is_what_its_header_says(model: Any, smollm2_gguf: Path) -> None:
     assert len(model.blocks()) == 30
     assert layers["lm_head"].kept == "tied to model.embed_tokens"
     assert layers["model.layers.3.self_attn.k_proj"].rows == 192
-    assert len([layer for layer in layers.values() if not layer.kept]) == 210
+    assert len([layer for layer in layers.values() if not layer.kept]) == 210 + 1
+    assert [name for name, layer in layers.items() if layer.table] == ["model.embed_tokens"]
     assert (model.quantised, model.stored_dtype, model.licence) == (True, "float16", "apache-2.0")
 
 

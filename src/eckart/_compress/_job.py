@@ -123,7 +123,7 @@ def planned(
         ranks = {name: most_useful_ranks(layers[name], job.formats) for name in names}
         choose = _choice(job, offers)  # what is impossible is said before the long work
     else:
-        wanted = _fitting(given, model)
+        wanted = _fitting(given, model, tables=job.method.tables)
         ranks = {name: option.ranks for name, option in wanted.items()}
 
         def choose(cuts: Mapping[str, Cut]) -> dict[str, Option]:
@@ -233,17 +233,19 @@ def _changed(options: Mapping[str, Option]) -> dict[str, Option]:
 def _layer_plan(job: Job, layer: Layer, reason: str, option: Option | None, cuts: Mapping[str, Cut]) -> LayerPlan:
     shape = (layer.name, layer.rows, layer.columns, layer.bias)
     if option is None:
-        return LayerPlan(*shape, job.model.options(layer.name, job.dtype, {})[0], 0.0, 0.0, reason)
+        return LayerPlan(*shape, job.model.options(layer.name, job.dtype, {})[0], 0.0, 0.0, reason, layer.table)
     from eckart._compress._methods import predicted_loss
 
     cut = cuts[layer.name]
     left, whole = (sum(p.losses[k * of] for p, k in cut.parts(option.ranks)) for of in (1, 0))
     relative = float((left / whole) ** 0.5) if whole > 0 else 0.0
-    return LayerPlan(*shape, option, predicted_loss(job.method, cut, option.ranks), relative)
+    return LayerPlan(*shape, option, predicted_loss(job.method, cut, option.ranks), relative, table=layer.table)
 
 
-def _fitting(given: Plan, model: HuggingFaceModel) -> dict[str, Option]:
-    """Return the plan's options after proof that they fit the model."""
+def _fitting(given: Plan, model: HuggingFaceModel, *, tables: bool) -> dict[str, Option]:
+    """Return the plan's options after proof that they fit the model and what its method can do."""
+    from eckart._compress._ranks import reason_to_keep
+
     layers = model.layers()
     for planned in given.layers:
         layer = layers.get(planned.name)
@@ -253,8 +255,8 @@ def _fitting(given: Plan, model: HuggingFaceModel) -> dict[str, Option]:
                 + (f"{layer.rows} x {layer.columns} here" if layer else "not here"),
                 fix="make a plan of this model with eckart plan",
             )
-        if planned.name in given.options and layer.kept:
-            raise UsageError(f"{planned.name} cannot be factored: it is {layer.kept}", fix="make it dense in the plan")
+        if planned.name in given.options and (reason := reason_to_keep(layer, tables=tables)):
+            raise UsageError(f"{planned.name} cannot be factored: it is {reason}", fix="make it dense in the plan")
         if planned.name in given.options and layer.table != (planned.option.format == "grouped"):
             raise UsageError(
                 f"{planned.name} cannot be stored as {planned.option.format!r}",

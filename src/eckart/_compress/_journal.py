@@ -105,6 +105,8 @@ class Journal:
 
     def put_seen(self, layer: str, taps: TableTaps) -> None:
         """Keep what was seen of a table while the head ran, until the gradients reach it."""
+        if self.has(f"{layer}#seen"):
+            return
         import torch
         from safetensors.torch import save
 

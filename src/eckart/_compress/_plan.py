@@ -10,7 +10,7 @@ from typing import Any
 
 from eckart._files import dump_json, write_whole
 from eckart.errors import InputError, UsageError
-from eckart.models._option import Option, dense, factored, read_option
+from eckart.models._option import Option, dense, factored, group_sizes, grouped, read_option
 
 __all__ = ["ADDITIVE_UNIT", "LayerPlan", "Plan"]
 
@@ -23,6 +23,7 @@ class LayerPlan:
     """What one layer becomes. loss_increase: predicted, in the plan's unit; None where it was not worked out.
 
     relative_error: predicted ‖output change‖ / ‖output‖ in the plan's metric. kept: why it had to stay dense, or "".
+    table: whether it is an embedding, whose rows have ranks by groups.
     """
 
     name: str
@@ -33,6 +34,7 @@ class LayerPlan:
     loss_increase: float | None = None
     relative_error: float | None = None
     kept: str = ""
+    table: bool = False
 
     @property
     def dense(self) -> Option:
@@ -88,17 +90,20 @@ class Plan:
     def with_rank(self, name: str, k: int | None) -> Plan:
         """Return this plan with one layer at rank k, or dense where k is None; the totals follow, its loss is unknown.
 
-        It keeps its format; a dense layer becomes a factor pair.
+        It keeps its format; a dense layer becomes a factor pair, and of an embedding all groups of rows get this rank.
         The bytes are those of the numbers that change; `compress` recomputes the files' exact size.
         """
         found = [layer for layer in self.layers if layer.name == name]
         if not found:
             raise UsageError(f"the plan has no layer {name!r}", fix=f"for example {self.layers[0].name!r}")
         (old,) = found
-        if old.option.format == "grouped" and k is not None:
-            raise UsageError(f"{name} has a rank for each group of its rows", fix="edit them in the saved plan")
         form = "pair" if old.option.format == "dense" else old.option.format
-        option = old.dense if k is None else factored(form, old.rows, old.columns, old.bias, self.dtype, k)
+        if k is None:
+            option = old.dense
+        elif old.table:
+            option = grouped(old.rows, old.columns, self.dtype, [k] * len(group_sizes(old.rows)))
+        else:
+            option = factored(form, old.rows, old.columns, old.bias, self.dtype, k)
         new = replace(old, option=option, loss_increase=None if k else 0.0, relative_error=None if k else 0.0)
         return replace(
             self,
@@ -204,6 +209,7 @@ def _layer_to_json(layer: LayerPlan) -> dict[str, Any]:
         "columns": layer.columns,
         "bias": layer.bias,
         "kept": layer.kept,
+        "table": layer.table,
         "option": layer.option.to_json(),
         "planned_ranks": list(layer.option.ranks),
         "params": layer.option.params,
@@ -229,5 +235,6 @@ def _layer_from_json(value: Mapping[str, Any]) -> tuple[LayerPlan, Mapping[str, 
         loss_increase=None if edited else value["loss_increase"],
         relative_error=None if edited else value["relative_error"],
         kept=str(value["kept"]),
+        table=bool(value.get("table", False)),
     )
     return layer, value

@@ -25,6 +25,7 @@ __all__ = [
     "choose_ranks_by_loss",
     "most_useful_ranks",
     "ranks_on_offer",
+    "reason_to_keep",
     "selected",
     "smallest",
 ]
@@ -53,6 +54,11 @@ def ranks_on_offer(layer: Layer, method: Method, formats: Sequence[str]) -> dict
     return offer
 
 
+def reason_to_keep(layer: Layer, *, tables: bool) -> str:
+    """Return why a layer must stay dense, or "". tables: whether embeddings may change."""
+    return layer.kept or ("an embedding table, which this method leaves as it is" if layer.table and not tables else "")
+
+
 def selected(layers: Mapping[str, Layer], patterns: str | Sequence[str], *, tables: bool) -> dict[str, str]:
     """Return for every layer why it must stay dense, or "" for those that may change.
 
@@ -72,8 +78,9 @@ def selected(layers: Mapping[str, Layer], patterns: str | Sequence[str], *, tabl
     excluded = set().union(*(hits[pattern] for pattern in given if pattern.startswith("!")))
     reasons = {}
     for name, layer in layers.items():
-        left = "an embedding table, which the method leaves as it is" if layer.table and not tables else ""
-        reasons[name] = layer.kept or left or ("" if name in included - excluded else "excluded by layers=")
+        reasons[name] = reason_to_keep(layer, tables=tables) or (
+            "" if name in included - excluded else "excluded by layers="
+        )
     if all(reasons.values()):
         raise UsageError("no layer is left that could be compressed", fix="widen layers=")
     return reasons
