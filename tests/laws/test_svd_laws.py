@@ -231,7 +231,8 @@ def test_the_input_is_never_modified(kind):
     data = {name: getattr(given_as, name).copy() for name in ("data", "indices") if kind in ("csr", "csc")}
     for center in (False, True):
         svd(given_as, 2, center=center)
-    now = as_matrix(given_as).matmat(torch.eye(4, dtype=torch.float64) if kind.startswith("torch") else np.eye(4))
+    eye = torch.eye(4).to(given_as) if kind.startswith("torch") else np.eye(4)
+    now = as_matrix(given_as).matmat(eye)
     assert np.array_equal(numpy64(now), A)
     for name, before in data.items():
         assert np.array_equal(getattr(given_as, name), before)

@@ -39,13 +39,13 @@ def at_full_rank(plan: eckart.Plan) -> eckart.Plan:
     return plan
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("home", "device"), list(itertools.product(DEVICES, DEVICES)))
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", ["auto", "input", "plain"])
 def test_every_layer_at_full_rank_changes_no_output(
-    tiny: Tiny, texts: dict[str, Path], kind: str, method: str, device: str
+    tiny: Tiny, texts: dict[str, Path], kind: str, method: str, home: str, device: str
 ) -> None:
-    model: Any = eckart.open_model(tiny(kind))
+    model: Any = eckart.open_model(tiny(kind), device=home)
     full = at_full_rank(eckart.plan(model, 1.0, method=method, device=device, **small_job(texts)))
     assert len(full.options) == len([layer for layer in full.layers if not layer.kept]) > 0
     same = eckart.compress(model, plan=full, device=device, **small_job(texts))

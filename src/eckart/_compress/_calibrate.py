@@ -62,7 +62,7 @@ def truncations(
         )
         journal.put_table(name, rows, list(cuts))
 
-    with _one_thread_each() as pool:
+    with _one_thread_each(device or model.module.device) as pool:
 
         def take(some: Sequence[str], taps: Taps | None) -> Iterator[str]:
             left = [name for name in some if not journal.has(name)]
@@ -92,8 +92,10 @@ def truncations(
 
 
 @contextlib.contextmanager
-def _one_thread_each() -> Iterator[ThreadPoolExecutor]:
+def _one_thread_each(device: Any) -> Iterator[ThreadPoolExecutor]:
     """Give workers for one layer each, as many as torch has threads, each with one thread of its own.
+
+    Where the work is another device's, one: it has no use for more, and torch loads its solvers from one thread only.
 
     An eigenproblem of this size gains little from threads of its own, and on a busy machine it waits in thousands of
     barriers; and with one thread its bits do not depend on how many workers there are.
@@ -101,7 +103,8 @@ def _one_thread_each() -> Iterator[ThreadPoolExecutor]:
     import torch
 
     threads = torch.get_num_threads()
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    workers = threads if torch.device(device).type == "cpu" else 1
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             yield pool
         finally:

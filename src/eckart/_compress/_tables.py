@@ -76,7 +76,7 @@ def groups_of(weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
 def metric_of(taps: TableTaps, gradients: Gram) -> torch.Tensor:
     """Return G + Γ, (columns, columns); Γ alone where no head is tied to the table."""
     outputs = gradients.shrunk(GRADIENT_SHRINKAGE)
-    return outputs if taps.inputs is None else outputs + taps.inputs.shrunk(INPUT_SHRINKAGE)
+    return outputs if taps.inputs is None else outputs + taps.inputs.shrunk(INPUT_SHRINKAGE).to(outputs.device)
 
 
 def ranks_of_group(size: int, columns: int) -> list[int]:

@@ -188,11 +188,10 @@ class BlockRunner:
     def _call(self, block: nn.Module, i: int, b: int, state: torch.Tensor) -> torch.Tensor:
         call = self._calls[i][b]
         first, *others = call.arguments
-        bound = inspect.BoundArguments(call.signature, type(call.arguments)({**call.arguments, first: state}))
+        arguments = {**call.arguments, first: state.to(self.device)}
         if self.device != self.home:
-            for name in others:
-                bound.arguments[name] = _to(bound.arguments[name], self.device)
-            bound.arguments[first] = state.to(self.device)
+            arguments |= {name: _to(arguments[name], self.device) for name in others}
+        bound = inspect.BoundArguments(call.signature, type(call.arguments)(arguments))
         out = block(*bound.args, **bound.kwargs)
         result: torch.Tensor = out[0] if isinstance(out, tuple) else out
         return result

@@ -72,7 +72,7 @@ class _Matmul:
             return new.to_empty(device=device or weight.device)
         assert isinstance(factors, Pair)
         new.fill_(factors, bias)
-        return new.train(module.training)
+        return new.to(weight.device).train(module.training)
 
 
 class Linear(_Matmul):
@@ -83,7 +83,7 @@ class Linear(_Matmul):
         return module.weight
 
     def assign_(self, module: nn.Module, weight: torch.Tensor) -> None:
-        module.weight = frozen(weight.to(self.matrix(module).dtype))
+        module.weight = frozen(weight.to(self.matrix(module)))
 
 
 class Conv1D(_Matmul):
@@ -95,7 +95,7 @@ class Conv1D(_Matmul):
         return weight.T
 
     def assign_(self, module: nn.Module, weight: torch.Tensor) -> None:
-        module.weight = frozen(weight.T.to(self.matrix(module).dtype))
+        module.weight = frozen(weight.T.to(self.matrix(module)))
 
 
 class Embedding:
@@ -119,7 +119,7 @@ class Embedding:
         return fill_table(module, option, factors, device)
 
     def assign_(self, module: nn.Module, weight: torch.Tensor) -> None:
-        module.weight = frozen(weight.to(self.matrix(module).dtype))
+        module.weight = frozen(weight.to(self.matrix(module)))
 
 
 _TYPES: _registry.Registry[LayerType] = _registry.Registry()
