@@ -159,6 +159,16 @@ class Plan(_Part):
         return self
 
 
+class Recovery(_Part):
+    """How long models[1] was trained, its divergence on held-out text before and after, and if that was kept."""
+
+    steps: Count
+    tokens: Count
+    before: float
+    after: float
+    kept: bool
+
+
 class Result(_Part):
     """What was measured, on what and how; models[0] is the baseline of every ratio."""
 
@@ -173,6 +183,7 @@ class Result(_Part):
     speed_settings: SpeedSettings | None
     models: Annotated[tuple[Model, ...], Field(min_length=1)]
     plan: Plan | None
+    recovery: Recovery | None = None
     warnings: tuple[str, ...]
 
     @model_validator(mode="after")

@@ -22,6 +22,7 @@ __all__ = [
     "percent",
     "perplexity_change",
     "ratio_interval",
+    "recovered",
     "rows",
     "size",
     "speed_verdict",
@@ -139,6 +140,15 @@ def ratio_interval(spread: Spread) -> str:
 def is_faster(spread: Spread) -> bool:
     """Whether even the lower quartile of the ratio, as it is printed, is above 1."""
     return spread.ratio is not None and float(f"{spread.ratio[0]:.2f}") > 1
+
+
+def recovered(recovery: Any) -> str:
+    """Return in one clause what training after compression did; recovery: either class of that name."""
+    clause = (
+        f"{count(recovery.steps)} steps of training on {count(recovery.tokens)} tokens took the divergence from the "
+        f"dense model on held-out text from {number(recovery.before)} to {number(recovery.after)}"
+    )
+    return clause if recovery.kept else f"{clause}, which is no better, so that the result is the untrained one"
 
 
 def asked(plan: Any) -> str:

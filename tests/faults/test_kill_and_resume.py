@@ -37,7 +37,8 @@ def deadly(function):
     return called
 
 owner, name = {"layer": (journal.Journal, "put"), "gradients": (journal.Journal, "put_gradients"),
-               "rename": (os, "replace"), "saving": (finish, "save"), "checking": (finish, "_check_reloaded")}[where]
+               "training": (journal.Journal, "put_training"), "rename": (os, "replace"),
+               "saving": (finish, "save"), "checking": (finish, "_check_reloaded")}[where]
 setattr(owner, name, deadly(getattr(owner, name)))
 from eckart.cli import main
 sys.argv[1:] = sys.argv[3:]
@@ -48,7 +49,7 @@ main()
 @pytest.fixture(scope="module")
 def arguments(tiny: Tiny, texts: dict[str, Path]) -> list[str]:
     return ["compress", str(tiny("llama")), "--keep", "0.75", "--data", str(texts["train"]), "--tokens", "1024",
-            "--context", "64", "--quiet"]  # fmt: skip
+            "--context", "64", "--recover", "60 steps", "--quiet"]  # fmt: skip
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -66,8 +67,8 @@ def expected(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.mark.parametrize(
     ("where", "count"),
-    [("layer", 0), ("layer", 4), ("gradients", 0), ("rename", 0), ("rename", 1), ("rename", 9), ("saving", 0),
-     ("checking", 0)],
+    [("layer", 0), ("layer", 4), ("gradients", 0), ("training", 0), ("training", 1), ("rename", 0),
+     ("rename", 1), ("rename", 9), ("saving", 0), ("checking", 0)],
 )  # fmt: skip
 def test_killed_at_any_point_it_goes_on_to_the_same_bytes(
     arguments: list[str], expected: dict[str, str], tmp_path: Path, where: str, count: int
@@ -166,6 +167,26 @@ def test_another_size_may_be_asked_for(tiny: Tiny, interrupted: dict[str, Any]) 
     smaller = eckart.compress(tiny("llama"), 0.6, resume=True, **interrupted)
     shutil.rmtree(interrupted["out"])
     assert smaller.plan == eckart.compress(tiny("llama"), 0.6, **interrupted).plan
+
+
+def test_another_training_is_refused_with_both_hashes(
+    tiny: Tiny, texts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = {"data": texts["train"], "tokens": 1024, "context": 64, "out": tmp_path / "small"}
+
+    def stop(*arguments: Any, **more: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("eckart._compress._recover._height", stop)
+        with pytest.raises(KeyboardInterrupt):
+            eckart.compress(tiny("llama"), 0.75, recover="5 steps", **job)
+    with pytest.raises(
+        UsageError, match=r"unfinished training in .* is another one: [0-9a-f]{64}, this one's [0-9a-f]"
+    ):
+        eckart.compress(tiny("llama"), 0.75, recover="6 steps", resume=True, **job)
+    assert (tmp_path / ".small.journal" / "training.safetensors").exists()  # nothing is lost by a wrong call
+    assert eckart.compress(tiny("llama"), 0.75, recover="5 steps", resume=True, **job).recovery.steps == 5
 
 
 def test_resume_begins_where_there_is_nothing_and_needs_a_place(

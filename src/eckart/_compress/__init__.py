@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from eckart._compress._job import Source, Texts, planned, prepare
+from eckart._compress._job import Source, Texts, all_pieces, planned, prepare
 from eckart._compress._plan import Plan
-from eckart._compress._target import as_target
+from eckart._compress._target import as_effort, as_target
 from eckart._files import check_room, refuse_existing
 from eckart.errors import UsageError
 from eckart.models import Model
@@ -52,7 +52,7 @@ def plan(
     job = prepare(
         model, target, method, storage, dtype, data, tokens, context, layers, device, max_shard_size, seed, progress
     )
-    with planned(job) as (made, _):
+    with planned(job) as (made, *_):
         return made
 
 
@@ -72,6 +72,7 @@ def compress(
     layers: str | Sequence[str] = "*",
     dtype: str | None = None,
     format: Literal["factored", "dense"] = "factored",
+    recover: float | str | None = None,
     out: Source | None = None,
     resume: bool = False,
     tokens: int = CALIBRATION_TOKENS,
@@ -99,14 +100,17 @@ def compress(
     "factored", or "dense" for an ordinary checkpoint that any loader reads and that saves nothing. out: a new folder,
     written whole or not at all; its reloaded outputs and its size are checked against the model and the plan before it
     gets its name. resume: go on where a run towards `out` with the same arguments was interrupted, with the same result
-    bit for bit; where there was none, begin. evaluate: texts for a measurement of the saved files beside the dense
-    model, and beside the models `beside` names, in a fresh process; needs `out`. command: what the measurement
-    remembers as the way to it.
+    bit for bit; where there was none, begin. recover: minutes, or "N steps", for which the factors, norms and biases
+    are then trained on the texts in data to answer as the dense model does; a result that is no better on pieces which
+    were held out is given up. evaluate: texts for a measurement of the saved files beside the dense model, and beside
+    the models `beside` names, in a fresh process; needs `out`. command: what the measurement remembers as the way to
+    it.
 
-    The result has `.plan` and, if evaluated, `.measurement` (schema "eckart.compare/1").
+    The result has `.plan`, if trained `.recovery`, and if evaluated `.measurement` (schema "eckart.compare/1").
     UsageError, InputError, BudgetError, OutputError, NumericalError: as their names say; nothing is left behind then.
     """
     from eckart._compress._finish import Evaluation, finish
+    from eckart._compress._recover import recover_
 
     target = None if plan is not None else as_target(keep, size, max_loss_increase, cost)
     if plan is not None and (keep, size, max_loss_increase, cost) != (None, None, None, "params"):
@@ -121,6 +125,12 @@ def compress(
         raise UsageError("plan= decides method, storage and layers, so these cannot be given with it")
     if format not in ("factored", "dense"):
         raise UsageError(f"there is no format {format!r}", fix="factored or dense")
+    effort = None if recover is None else as_effort(recover)
+    if effort is not None and (data is None or format == "dense"):
+        raise UsageError(
+            "recover= trains factors on the texts in data=" + (", and format='dense' keeps none" if data else ""),
+            fix="drop format='dense'" if data else "--data FILE with text like that which the model is for",
+        )
     if resume and out is None:
         raise UsageError("resume= goes on with an unfinished run towards out=, which is not given")
     if out is not None:
@@ -134,11 +144,15 @@ def compress(
     if out is not None:  # the least that it can take; the exact size is known, and checked, when it is written
         share = 0.0 if target is None or target.keep is None else target.keep
         check_room(Path(out), int(share * job.model.parameters * DTYPE_BYTES[job.dtype]))
-    with planned(job, given, out=None if out is None else Path(out), resume=resume) as (made, cuts):
+    with planned(job, given, out=None if out is None else Path(out), resume=resume) as (made, cuts, journal):
         small = job.model.copy()
         for name, option in made.options.items():
             factors = cuts[name].factors(option.ranks)
             small = small.assign_(name, factors) if format == "dense" else small.replace_(name, option, factors)
+        if effort is not None:
+            small.recovery = recover_(
+                small, job.model, all_pieces(job), effort, journal, device=job.device, progress=job.progress, seed=seed
+            )
         small.round_(job.dtype)
         small.stored_dtype, small.plan, small.source_bytes = job.dtype, made, job.model.input_bytes
         if out is not None:

@@ -14,7 +14,7 @@ __all__ = ["model_card"]
 def model_card(small: HuggingFaceModel, dense: HuggingFaceModel, plan: Plan, measurement: dict[str, Any] | None) -> str:
     """Return the README.md of the saved folder, with the front matter that model hubs read."""
     import eckart
-    from eckart._table import asked
+    from eckart._table import asked, recovered
 
     front = [f"base_model: {dense.name}", "library_name: transformers", "tags: [eckart, low-rank, compressed]"]
     if dense.licence:
@@ -46,6 +46,8 @@ def model_card(small: HuggingFaceModel, dense: HuggingFaceModel, plan: Plan, mea
         ]
     else:
         lines += ["The layers were multiplied out again: an ordinary checkpoint, of the size of the original.", ""]
+    if small.recovery is not None:
+        lines += [f"Then {recovered(small.recovery)}.", ""]
     if measurement is not None:
         from eckart._table import markdown_table
 

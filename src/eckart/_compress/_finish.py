@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from eckart.models._save_huggingface import save
 
 if TYPE_CHECKING:
     from eckart._compress._plan import Plan
+    from eckart._compress._recover import Recovery
     from eckart.models._huggingface import HuggingFaceModel
     from eckart.models._model import Progress
 
@@ -59,7 +60,9 @@ def finish(
         _check_size(small, plan)
         _check_reloaded(small, folder, progress)
         if evaluation is not None:
-            small.measurement = _measured(dense, folder, out, evaluation, plan, bool(small.replaced), progress)
+            small.measurement = _measured(
+                dense, folder, out, evaluation, plan, small.recovery, bool(small.replaced), progress
+            )
             with write_whole(folder / "eckart_measurement.json") as file:
                 file.write(dump_json(small.measurement).encode())
         with write_whole(folder / "README.md") as file:
@@ -100,6 +103,7 @@ def _measured(
     out: Path,
     wanted: Evaluation,
     plan: Plan,
+    recovery: Recovery | None,
     factored: bool,
     progress: Progress,
 ) -> dict[str, Any]:
@@ -120,4 +124,5 @@ def _measured(
         progress,
     )
     answer["models"][1]["path"] = str(out)
+    answer["recovery"] = None if recovery is None else asdict(recovery)
     return answer

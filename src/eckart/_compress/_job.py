@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +23,13 @@ from eckart.models._safetensors import parse_size
 if TYPE_CHECKING:
     import torch
 
+    from eckart._compress._journal import Journal
     from eckart._compress._methods import Method
     from eckart._compress._ranks import Offers
     from eckart._factorise import Cut
     from eckart.models._huggingface import HuggingFaceModel
 
-__all__ = ["Job", "Source", "Texts", "planned", "prepare"]
+__all__ = ["Job", "Source", "Texts", "all_pieces", "planned", "prepare"]
 
 Source = str | os.PathLike[str]
 Texts = Source | Sequence[Source]
@@ -105,8 +107,8 @@ def prepare(
 @contextlib.contextmanager
 def planned(
     job: Job, given: Plan | None = None, *, out: Path | None = None, resume: bool = False
-) -> Iterator[tuple[Plan, Mapping[str, Cut]]]:
-    """Give the plan, and the truncations from which it can be carried out while the block lasts.
+) -> Iterator[tuple[Plan, Mapping[str, Cut], Journal]]:
+    """Give the plan, the truncations from which it can be carried out while the block lasts, and the journal.
 
     out: where the result will be, beside which a run that is interrupted leaves what it has; resume: go on with that.
     """
@@ -138,7 +140,7 @@ def planned(
         cuts = truncations(
             model, list(ranks), pieces, job.method, ranks.__getitem__, journal, device=job.device, progress=job.progress
         )
-        yield _plan(job, given, reasons, choose(cuts), cuts), cuts
+        yield _plan(job, given, reasons, choose(cuts), cuts), cuts, journal
 
 
 def _plan(
@@ -265,9 +267,16 @@ def _fitting(given: Plan, model: HuggingFaceModel, *, tables: bool) -> dict[str,
     return given.options
 
 
+def all_pieces(job: Job) -> torch.Tensor:
+    """Return all that the texts hold, in pieces of one context, (count, context)."""
+    return _drawn(job, None)
+
+
 def _pieces(job: Job) -> torch.Tensor | None:
-    if not job.method.inputs:
-        return None
+    return _drawn(job, job.tokens) if job.method.inputs else None
+
+
+def _drawn(job: Job, tokens: int | None) -> torch.Tensor:
     import torch
 
     from eckart.models._texts import contexts, read_texts
@@ -277,7 +286,7 @@ def _pieces(job: Job) -> torch.Tensor | None:
         raise UsageError(f"{model.name} has no tokenizer, so it cannot be calibrated on text", fix="--method plain")
     assert job.data is not None
     texts = read_texts(job.data)
-    share = max(1, job.tokens // context // len(texts))
+    share = sys.maxsize if tokens is None else max(1, tokens // context // len(texts))
     found = [contexts(model.tokenizer, text, context=context, count=share, seed=job.seed) for text in texts]
     shortest = min(pieces.shape[1] for pieces in found)
     return torch.cat([pieces[:, :shortest] for pieces in found])

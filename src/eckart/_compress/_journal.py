@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Journal", "StoredTruncation", "journal_beside"]
 
-FINGERPRINT, GRADIENTS = "fingerprint.json", "gradients.safetensors"
+FINGERPRINT, GRADIENTS, TRAINING = "fingerprint.json", "gradients.safetensors", "training.safetensors"
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,10 @@ class StoredTruncation:
             columns, down = file.get_slice("columns"), file.get_slice("down")
             check_kept(k, columns.get_shape()[0])
             return Pair(columns[:k].T.contiguous(), down[:k])
+
+
+class _AnotherRun(UsageError):
+    """What is in the journal belongs to a run with other arguments, and is kept for that one."""
 
 
 class Journal:
@@ -146,6 +150,27 @@ class Journal:
             names = sorted(file.keys(), key=int)
             return int(file.metadata()["boundary"]), [file.get_tensor(name) for name in names]
 
+    def put_training(self, what: str, state: Mapping[str, torch.Tensor]) -> None:
+        """Keep where a training is, in place of where it was; what: a hash of all that it depends on."""
+        from safetensors.torch import save
+
+        with write_whole(self.folder / TRAINING) as file:
+            file.write(save({name: part.cpu().contiguous() for name, part in state.items()}, {"what": what}))
+
+    def training(self, what: str) -> dict[str, torch.Tensor] | None:
+        """Return where a training was, or None where there was none; UsageError: it was another one."""
+        from safetensors import safe_open
+
+        if not (self.folder / TRAINING).exists():
+            return None
+        with safe_open(self.folder / TRAINING, framework="pt") as file:
+            if (there := file.metadata()["what"]) != what:
+                raise _AnotherRun(
+                    f"the unfinished training in {self.folder} is another one: {there}, this one's {what}",
+                    fix=f"run again with what it was begun with, or remove {TRAINING} there",
+                )
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+
     def _path(self, layer: str) -> Path:
         return self.folder / f"{hashlib.sha256(layer.encode()).hexdigest()[:24]}.safetensors"
 
@@ -178,6 +203,8 @@ def journal_beside(out: Path | None, fingerprint: Mapping[str, Any], *, resume: 
         shutil.rmtree(unfinished, ignore_errors=True)
     try:
         yield Journal(folder)
+    except _AnotherRun:
+        raise
     except EckartError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -204,7 +231,7 @@ def _check(folder: Path, fingerprint: Mapping[str, Any]) -> None:
     found = read_json(folder / FINGERPRINT)
     for part, here in fingerprint.items():
         if (there := found.get(part)) != here:
-            raise UsageError(
+            raise _AnotherRun(
                 f"the unfinished run in {folder} is another one: its {part} is {there}, this one's {here}",
                 fix="run again with what it was begun with, or remove that folder",
             )

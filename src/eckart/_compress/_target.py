@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from eckart.models._safetensors import parse_size
 if TYPE_CHECKING:
     from eckart._compress._methods import Method
 
-__all__ = ["Target", "as_target", "check_target"]
+__all__ = ["Effort", "Target", "as_effort", "as_target", "check_target"]
 
 COSTS = ("params", "bytes")
 
@@ -29,6 +30,27 @@ class Target:
     keep: float | None = None
     size: int | None = None
     loss: float | None = None
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to train: a number of steps, or 0, and then minutes."""
+
+    minutes: float = 0.0
+    steps: int = 0
+
+
+def as_effort(recover: float | str) -> Effort:
+    """Return what minutes, or words such as "30" or "400 steps", ask for; UsageError: neither."""
+    words = re.fullmatch(r"\s*([0-9.]+)\s*(steps?|minutes?|min|)\s*", str(recover))
+    try:
+        number = float(words[1]) if words else math.nan
+    except ValueError:
+        number = math.nan
+    counted = words is not None and words[2].startswith("step")
+    if not 0 < number < math.inf or (counted and number != int(number)):
+        raise UsageError(f"recover = {recover!r} is no time", fix='minutes, such as 30, or "400 steps"')
+    return Effort(steps=int(number)) if counted else Effort(minutes=number)
 
 
 def as_target(keep: float | None, size: str | int | None, loss: float | None, cost: str) -> Target:

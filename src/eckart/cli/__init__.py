@@ -82,6 +82,10 @@ def compress(
     format: Annotated[Literal["factored", "dense"], typer.Option(help="dense: for any loader; saves no space.")] = (
         "factored"
     ),
+    recover: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help='Then train so long towards the dense model: minutes, or "400 steps".', show_default=False),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a run towards --out was interrupted.")] = False,
     beside: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -118,6 +122,7 @@ def compress(
                 layers=layers or "*",
                 dtype=dtype,
                 format=format,
+                recover=recover,
                 out=out,
                 resume=resume,
                 tokens=tokens,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,9 @@ def show_plan(plan: Any, *, as_json: bool, saved: Any = None) -> None:
     """Print a plan; and where the model was saved, if it was, with the sizes of input and output."""
     if as_json:
         sizes = {} if saved is None else {"bytes": saved.input_bytes, "input_bytes": saved.source_bytes}
-        print_json({**plan.to_json(), "saved": None if saved is None else {"path": saved.path, **sizes}})
+        recovery = None if saved is None or saved.recovery is None else asdict(saved.recovery)
+        where = None if saved is None else {"path": saved.path, **sizes}
+        print_json({**plan.to_json(), "recovery": recovery, "saved": where})
         return
     if saved is not None:
         grown = "" if saved.input_bytes <= saved.source_bytes else " (MORE than the input file's)"
@@ -59,6 +62,10 @@ def show_plan(plan: Any, *, as_json: bool, saved: Any = None) -> None:
         if plan.options and not saved.replaced:
             print("an ordinary dense checkpoint: it saves nothing; the sizes below are those of the factored format")
         print(plan.summary())
+        if saved.recovery is not None:
+            from eckart._table import recovered
+
+            print(f"recovery: {recovered(saved.recovery)}")
         print(f"next: eckart compare MODEL {shlex.quote(saved.path)} --evaluate test.txt", file=sys.stderr)
     else:
         print(plan)

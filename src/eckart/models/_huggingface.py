@@ -34,7 +34,8 @@ class HuggingFaceModel:
 
     stored_dtype: of the weights in the file, "float16" for a quantised file, whose own format cannot hold factors.
     input_bytes: size of the weight files it was read from. replaced: the layers that are factored, and how. plan,
-    measurement, source_bytes: what `compress` did and found, and the size of its input, where it made this model.
+    recovery, measurement, source_bytes: what `compress` did and found, and the size of its input, where it made this
+    model.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class HuggingFaceModel:
         self.licence = licence
         self.replaced = dict(replaced or {})
         self.plan: Any = None
+        self.recovery: Any = None
         self.source_bytes = input_bytes
         self.measurement: dict[str, Any] | None = None
 

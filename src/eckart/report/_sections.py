@@ -43,7 +43,8 @@ def measured(result: Result) -> Html:
     """The table, as the terminal and the model card show it."""
     head, *lines = figures.rows(result)
     kind = "figures grown" if figures.grown(result) else "figures"
-    return _section("Measured", _how_measured(result), table(head, lines, class_=kind, aria_label="Measured"))
+    trained = "" if result.recovery is None else element("p", f"Then {figures.recovered(result.recovery)}.")
+    return _section("Measured", _how_measured(result), trained, table(head, lines, class_=kind, aria_label="Measured"))
 
 
 def provenance(result: Result) -> Html:
