@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from eckart.errors import OutputError
 
-__all__ = ["cannot_write", "check_room", "dump_json", "new_folder", "refuse_existing", "write_whole"]
+__all__ = ["cannot_write", "check_room", "dump_json", "new_folder", "refuse_existing", "refuse_filled", "write_whole"]
 
 
 @contextlib.contextmanager
@@ -67,6 +67,17 @@ def refuse_existing(path: Path) -> None:
             f"the output {path} exists already; nothing was written",
             fix="choose another -o, or remove it first",
             file=str(path),
+            code="E-exists",
+        )
+
+
+def refuse_filled(folder: Path) -> None:
+    """Raise OutputError E-exists where `folder` is something else than an empty folder or a new one."""
+    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+        raise OutputError(
+            f"{folder} holds something else",
+            fix="name a new folder, or an empty one",
+            file=str(folder),
             code="E-exists",
         )
 

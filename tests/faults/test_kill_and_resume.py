@@ -169,24 +169,26 @@ def test_another_size_may_be_asked_for(tiny: Tiny, interrupted: dict[str, Any]) 
     assert smaller.plan == eckart.compress(tiny("llama"), 0.6, **interrupted).plan
 
 
-def test_another_training_is_refused_with_both_hashes(
+def test_one_calibration_serves_other_sizes_and_other_runs_are_refused(
     tiny: Tiny, texts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = {"data": texts["train"], "tokens": 1024, "context": 64, "out": tmp_path / "small"}
+    job = {"data": texts["train"], "tokens": 1024, "context": 64}
+    fresh = {keep: eckart.plan(tiny("llama"), keep, **job) for keep in (0.8, 0.6)}
+    kept = {"calibration": tmp_path / "kept", **job}
+    assert eckart.plan(tiny("llama"), 0.8, **kept) == fresh[0.8]
 
-    def stop(*arguments: Any, **more: Any) -> None:
-        raise KeyboardInterrupt
+    def made_again(*arguments: Any, **more: Any) -> None:
+        raise AssertionError("a layer was truncated again")
 
-    with monkeypatch.context() as patch:
-        patch.setattr("eckart._compress._recover._height", stop)
-        with pytest.raises(KeyboardInterrupt):
-            eckart.compress(tiny("llama"), 0.75, recover="5 steps", **job)
-    with pytest.raises(
-        UsageError, match=r"unfinished training in .* is another one: [0-9a-f]{64}, this one's [0-9a-f]"
-    ):
-        eckart.compress(tiny("llama"), 0.75, recover="6 steps", resume=True, **job)
-    assert (tmp_path / ".small.journal" / "training.safetensors").exists()  # nothing is lost by a wrong call
-    assert eckart.compress(tiny("llama"), 0.75, recover="5 steps", resume=True, **job).recovery.steps == 5
+    monkeypatch.setattr("eckart._compress._calibrate.truncation", made_again)
+    assert eckart.plan(tiny("llama"), 0.6, **kept) == fresh[0.6]
+    small = eckart.compress(tiny("llama"), 0.6, recover="2 steps", out=tmp_path / "small", **kept)
+    assert small.plan == fresh[0.6]
+    assert not list((tmp_path / "kept").glob("training*"))
+    with pytest.raises(UsageError, match="is of another run: its calibration is"):
+        eckart.plan(tiny("llama"), 0.6, seed=1, **kept)
+    with pytest.raises(OutputError, match="holds something else"):
+        eckart.plan(tiny("llama"), 0.6, calibration=tmp_path / "small", **job)
 
 
 def test_resume_begins_where_there_is_nothing_and_needs_a_place(

@@ -37,6 +37,7 @@ def plan(
     storage: Literal["auto", "pair", "pifa"] = "auto",
     layers: str | Sequence[str] = "*",
     dtype: str | None = None,
+    calibration: Source | None = None,
     tokens: int = CALIBRATION_TOKENS,
     context: int = CONTEXT,
     max_shard_size: str | int = "5GB",
@@ -50,7 +51,20 @@ def plan(
     """
     target = as_target(keep, size, max_loss_increase, cost)
     job = prepare(
-        model, target, method, storage, dtype, data, tokens, context, layers, device, max_shard_size, seed, progress
+        model,
+        target,
+        method,
+        storage,
+        dtype,
+        data,
+        tokens,
+        context,
+        layers,
+        device,
+        max_shard_size,
+        seed,
+        progress,
+        calibration,
     )
     with planned(job) as (made, *_):
         return made
@@ -75,6 +89,7 @@ def compress(
     recover: float | str | None = None,
     out: Source | None = None,
     resume: bool = False,
+    calibration: Source | None = None,
     tokens: int = CALIBRATION_TOKENS,
     context: int = CONTEXT,
     evaluate_tokens: int | Sequence[int] = EVALUATION_TOKENS,
@@ -92,19 +107,20 @@ def compress(
     token, at the least cost; plan, a Plan, or the file of one, whose options are used as they stand. data: UTF-8 texts
     to calibrate on, of which `tokens` tokens are drawn by `seed` in pieces of `context`; only "plain" needs none.
     method: "two-sided" (inputs and output gradients, ranks by predicted loss), "input" (inputs alone), "plain"
-    (truncated SVD, the same fraction everywhere), "auto", or by its authors' formula "fwsvd", "asvd", "svd-llm",
-    "svd-llm-v2" or "kfac". storage: of a layer of rank k, "pair" (two factors, k(m + n) numbers), "pifa" (k of its rows
-    and the others' coefficients, k(m + n - k) numbers and an order: more rank for the same size, less speed at the same
+    (truncated SVD, the same fraction everywhere), "auto", or by its authors' formula "fwsvd", "asvd", "svd-llm", "svd-
+    llm-v2" or "kfac". storage: of a layer of rank k, "pair" (two factors, k(m + n) numbers), "pifa" (k of its rows and
+    the others' coefficients, k(m + n - k) numbers and an order: more rank for the same size, less speed at the same
     rank), or "auto", what serves each layer best, but pairs for "plain" and the baselines. layers: name patterns, "!"
     excludes. dtype: of the saved weights, by default that of the source, float16 for a quantised one. format:
     "factored", or "dense" for an ordinary checkpoint that any loader reads and that saves nothing. out: a new folder,
     written whole or not at all; its reloaded outputs and its size are checked against the model and the plan before it
     gets its name. resume: go on where a run towards `out` with the same arguments was interrupted, with the same result
-    bit for bit; where there was none, begin. recover: minutes, or "N steps", for which the factors, norms and biases
-    are then trained on the texts in data to answer as the dense model does; a result that is no better on pieces which
-    were held out is given up. evaluate: texts for a measurement of the saved files beside the dense model, and beside
-    the models `beside` names, in a fresh process; needs `out`. command: what the measurement remembers as the way to
-    it.
+    bit for bit; where there was none, begin. calibration: a folder in which the truncated layers stay, so that another
+    size of the same model, by the same method, text and seed, needs no calibration of its own. recover: minutes, or "N
+    steps", for which the factors, norms and biases are then trained on the texts in data to answer as the dense model
+    does; a result that is no better on pieces which were held out is given up. evaluate: texts for a measurement of the
+    saved files beside the dense model, and beside the models `beside` names, in a fresh process; needs `out`. command:
+    what the measurement remembers as the way to it.
 
     The result has `.plan`, if trained `.recovery`, and if evaluated `.measurement` (schema "eckart.compare/1").
     UsageError, InputError, BudgetError, OutputError, NumericalError: as their names say; nothing is left behind then.
@@ -139,7 +155,20 @@ def compress(
     if given is not None:
         method, dtype = given.method, dtype or given.dtype
     job = prepare(
-        model, target, method, storage, dtype, data, tokens, context, layers, device, max_shard_size, seed, progress
+        model,
+        target,
+        method,
+        storage,
+        dtype,
+        data,
+        tokens,
+        context,
+        layers,
+        device,
+        max_shard_size,
+        seed,
+        progress,
+        calibration,
     )
     if out is not None:  # the least that it can take; the exact size is known, and checked, when it is written
         share = 0.0 if target is None or target.keep is None else target.keep

@@ -55,6 +55,7 @@ class Job:
     max_shard_bytes: int
     seed: int
     progress: Progress
+    calibration: Path | None
 
 
 def prepare(
@@ -71,6 +72,7 @@ def prepare(
     max_shard_size: str | int,
     seed: int,
     progress: Progress | None,
+    calibration: Source | None,
 ) -> Job:
     """Return the job that the arguments of `compress` describe; its errors are those of `compress`."""
     from eckart._compress._methods import choose_method
@@ -101,7 +103,10 @@ def prepare(
     if dtype not in DTYPE_BYTES or dtype.startswith("float8"):
         raise UsageError(f"weights cannot be saved as {dtype!r}", fix="float32, float16, bfloat16 or float64")
     shard = parse_size(max_shard_size)
-    return Job(opened, target, chosen, formats, dtype, data, tokens, context, layers, device, shard, seed, progress)
+    kept = None if calibration is None else Path(calibration)
+    return Job(
+        opened, target, chosen, formats, dtype, data, tokens, context, layers, device, shard, seed, progress, kept
+    )
 
 
 @contextlib.contextmanager
@@ -136,8 +141,8 @@ def planned(
             }
 
     pieces = _pieces(job)
-    fingerprint = {} if out is None else _fingerprint(job, pieces, ranks)
-    with journal_beside(out, fingerprint, resume=resume) as journal:
+    fingerprint = {} if out is None and job.calibration is None else _fingerprint(job, pieces, ranks)
+    with journal_beside(out, job.calibration, fingerprint, resume=resume) as journal:
         cuts = truncations(
             model, list(ranks), pieces, job.method, ranks.__getitem__, journal, device=job.device, progress=job.progress
         )

@@ -21,7 +21,7 @@ import numpy as np
 
 from eckart._compress._tables import StoredTable
 from eckart._factorise import Gram, Pair, Spectrum, Truncation, check_kept, losses_of
-from eckart._files import cannot_write, dump_json, write_whole
+from eckart._files import cannot_write, dump_json, refuse_filled, write_whole
 from eckart.errors import EckartError, OutputError, UsageError
 from eckart.models._untrusted import read_json
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Journal", "StoredTruncation", "journal_beside"]
 
-FINGERPRINT, GRADIENTS, TRAINING = "fingerprint.json", "gradients.safetensors", "training.safetensors"
+FINGERPRINT, GRADIENTS, TRAINING = "fingerprint.json", "gradients.safetensors", "training-*.safetensors"
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,6 @@ class StoredTruncation:
             columns, down = file.get_slice("columns"), file.get_slice("down")
             check_kept(k, columns.get_shape()[0])
             return Pair(columns[:k].T.contiguous(), down[:k])
-
-
-class _AnotherRun(UsageError):
-    """What is in the journal belongs to a run with other arguments, and is kept for that one."""
 
 
 class Journal:
@@ -154,35 +150,46 @@ class Journal:
         """Keep where a training is, in place of where it was; what: a hash of all that it depends on."""
         from safetensors.torch import save
 
-        with write_whole(self.folder / TRAINING) as file:
-            file.write(save({name: part.cpu().contiguous() for name, part in state.items()}, {"what": what}))
+        with write_whole(self.folder / TRAINING.replace("*", what[:24])) as file:
+            file.write(save({name: part.cpu().contiguous() for name, part in state.items()}))
 
     def training(self, what: str) -> dict[str, torch.Tensor] | None:
-        """Return where a training was, or None where there was none; UsageError: it was another one."""
-        from safetensors import safe_open
+        """Return where this training was, or None where it has not begun."""
+        from safetensors.torch import load_file
 
-        if not (self.folder / TRAINING).exists():
-            return None
-        with safe_open(self.folder / TRAINING, framework="pt") as file:
-            if (there := file.metadata()["what"]) != what:
-                raise _AnotherRun(
-                    f"the unfinished training in {self.folder} is another one: {there}, this one's {what}",
-                    fix=f"run again with what it was begun with, or remove {TRAINING} there",
-                )
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        path = self.folder / TRAINING.replace("*", what[:24])
+        return load_file(path) if path.exists() else None
+
+    def end_trainings(self) -> None:
+        """Let go of the states of trainings, which are large."""
+        for path in self.folder.glob(TRAINING):
+            path.unlink()
 
     def _path(self, layer: str) -> Path:
         return self.folder / f"{hashlib.sha256(layer.encode()).hexdigest()[:24]}.safetensors"
 
 
 @contextlib.contextmanager
-def journal_beside(out: Path | None, fingerprint: Mapping[str, Any], *, resume: bool) -> Iterator[Journal]:
+def journal_beside(
+    out: Path | None, kept: Path | None, fingerprint: Mapping[str, Any], *, resume: bool
+) -> Iterator[Journal]:
     """Give the journal of the run that writes `out`; it is removed when the block ends well or by an error of Eckart's.
 
-    resume: go on with the journal that an interrupted run left, or begin where there is none. Without `out` the journal
-    is a temporary one. fingerprint: what its contents depend on, part by part. OutputError E-exists: there is a journal
-    already, and nobody asked to go on; UsageError: it is one of something else.
+    resume: go on with the journal that an interrupted run left, or begin where there is none. kept: a folder for the
+    journal, which stays there for other runs. Without either the journal is a temporary one. fingerprint: what its
+    contents depend on, part by part. OutputError E-exists: there is a journal already, and nobody asked to go on;
+    UsageError: it is one of something else.
     """
+    if kept is not None:
+        if (kept / FINGERPRINT).exists():
+            _check(kept, fingerprint)
+        else:
+            refuse_filled(kept)
+            _begin(kept, fingerprint)
+        journal = Journal(kept)
+        yield journal
+        journal.end_trainings()
+        return
     if out is None:
         with tempfile.TemporaryDirectory(prefix="eckart-") as temporary:
             yield Journal(Path(temporary))
@@ -203,8 +210,6 @@ def journal_beside(out: Path | None, fingerprint: Mapping[str, Any], *, resume: 
         shutil.rmtree(unfinished, ignore_errors=True)
     try:
         yield Journal(folder)
-    except _AnotherRun:
-        raise
     except EckartError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -216,7 +221,7 @@ def journal_beside(out: Path | None, fingerprint: Mapping[str, Any], *, resume: 
 
 def _begin(folder: Path, fingerprint: Mapping[str, Any]) -> None:
     try:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(folder, error) from error
     with write_whole(folder / FINGERPRINT) as file:
@@ -231,7 +236,7 @@ def _check(folder: Path, fingerprint: Mapping[str, Any]) -> None:
     found = read_json(folder / FINGERPRINT)
     for part, here in fingerprint.items():
         if (there := found.get(part)) != here:
-            raise _AnotherRun(
-                f"the unfinished run in {folder} is another one: its {part} is {there}, this one's {here}",
-                fix="run again with what it was begun with, or remove that folder",
+            raise UsageError(
+                f"what is kept in {folder} is of another run: its {part} is {there}, this one's {here}",
+                fix="run again with what that was begun with, or remove that folder",
             )

@@ -61,6 +61,10 @@ EvaluateTokens = Annotated[
     Optional[list[int]],  # noqa: UP045
     typer.Option(help="Tokens to evaluate on: one number, or one for each --evaluate.", show_default="4096"),
 ]
+Calibration = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="Keep the truncated layers in this folder, for other sizes of this model.", show_default=False),
+]
 Seed = Annotated[int, typer.Option(help="Of whatever is drawn at random.")]
 
 
@@ -91,6 +95,7 @@ def compress(
         Optional[list[str]],  # noqa: UP045
         typer.Option(help="Another model to measure in the same run; may be repeated."),
     ] = None,
+    calibration: Calibration = None,
     tokens: Tokens = 8192,
     context: Context = 512,
     evaluate_tokens: EvaluateTokens = None,
@@ -125,6 +130,7 @@ def compress(
                 recover=recover,
                 out=out,
                 resume=resume,
+                calibration=calibration,
                 tokens=tokens,
                 context=context,
                 evaluate_tokens=evaluate_tokens or 4096,
@@ -153,6 +159,7 @@ def plan(
     storage: Storage = "auto",
     layers: Layers = None,
     dtype: Dtype = None,
+    calibration: Calibration = None,
     tokens: Tokens = 8192,
     context: Context = 512,
     device: Device = None,
@@ -178,6 +185,7 @@ def plan(
                 storage=storage,
                 layers=layers or "*",
                 dtype=dtype,
+                calibration=calibration,
                 tokens=tokens,
                 context=context,
                 device=device,
