@@ -34,7 +34,7 @@ test: .venv/stamp-test check assets
 	@HF_HUB_OFFLINE=1 $(ONE_THREAD) $(PY) -m pytest -n 2 $(PYTEST_ARGS)
 
 BENCH_ASSETS := ml-100k wordnet-base dict-gcide dict-foldoc anarchism
-bench: .venv/stamp-bench
+bench: .venv/stamp-bench assets
 	@$(PY) assets/fetch.py $(BENCH_ASSETS) --into "$$ECKART_CACHE" || echo 'cells that need what is missing will fail' >&2
 	@$(PY) -m benchmarks.run $(CASE) $(if $(REDO),--redo $(REDO))
 

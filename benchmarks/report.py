@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import tomllib
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from benchmarks import records
@@ -43,7 +45,7 @@ def render(cases: Path, results: Path, limits: Path) -> str:
     """Return the page: a summary of all bars, then each case with its tables."""
     why = tomllib.loads(limits.read_text(encoding="utf-8")) if limits.exists() else {}
     modules = records.load_cases(cases)
-    latest = {name: _latest(results / f"{name}.jsonl") for name in modules}
+    latest = {name: _together(module, _latest(results / f"{name}.jsonl")) for name, module in modules.items()}
     codes = {name: records.code_hash(cases, name) for name in modules}
     parts = [INTRODUCTION, _machines([record for rows in latest.values() for record in rows]), "## Bars\n"]
     parts.append(_bars(latest, codes))
@@ -74,6 +76,15 @@ def _latest(path: Path) -> list[Record]:
     for record in found.values():
         by_cell[record.cell, record.threads] = record
     return list(by_cell.values())
+
+
+def _together(module: ModuleType, rows: list[Record]) -> list[Record]:
+    """Return the records with, before them, what the case makes of all of them, if it does."""
+    if not rows or not hasattr(module, "together"):
+        return rows
+    made = module.together([(record.settings, record.measured) for record in rows])
+    stale = next((record for record in rows if record.code != rows[-1].code), rows[-1])
+    return [replace(stale, cell="All cells together", settings={}, measured=made), *rows]
 
 
 def _machines(rows: list[Record]) -> str:

@@ -68,6 +68,23 @@ class Bench:
         return records.read(self.results / "figure.jsonl")
 
 
+def test_a_case_may_say_what_its_cells_come_to_together(bench: Bench) -> None:
+    text = (
+        CASE
+        + """
+def together(found):
+    total = sum(measured.claims[0].reached for _, measured in found)
+    return Measured([Claim("sum of ratios", total, 6.0)], [{"n": found[0][0]["n"]}])
+"""
+    )
+    bench.write("3", text)
+    assert bench.run().returncode == 0
+    page = bench.page.read_text()
+    assert "| figure | All cells together | sum of ratios |" in page
+    assert "**miss**" in page
+    assert page.index("### All cells together") < page.index("### row")
+
+
 def test_a_finished_cell_is_kept_skipped_and_measured_again_on_demand(bench: Bench) -> None:
     done = bench.run()
     assert done.returncode == 0, done.stderr

