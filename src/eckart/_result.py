@@ -87,10 +87,10 @@ class Machine(_Part):
 
 
 class Option(_Part):
-    """What a layer becomes: "dense" with no rank, "pair" or "pifa" with one, "grouped" with one for each group."""
+    """What a layer becomes: "dense" with no rank, "pair", "pifa" or "folded" with one, "grouped" with one a group."""
 
     version: Literal[1]
-    format: Literal["dense", "pair", "pifa", "grouped"]
+    format: Literal["dense", "pair", "pifa", "folded", "grouped"]
     ranks: tuple[Count, ...]
     dtype: str
 

@@ -139,7 +139,7 @@ def compress(
         for name, option in made.options.items():
             factors = cuts[name].factors(option.ranks)
             small = small.assign_(name, factors) if format == "dense" else small.replace_(name, option, factors)
-        small.round_(job.dtype)
+        small.fold_().round_(job.dtype)
         small.stored_dtype, small.plan, small.source_bytes = job.dtype, made, job.model.input_bytes
         if out is not None:
             wanted = None if evaluate is None else Evaluation(evaluate, beside, evaluate_tokens, context, command, seed)

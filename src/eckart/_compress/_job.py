@@ -118,9 +118,10 @@ def planned(
     reasons = selected(layers, job.layers, tables=job.method.tables)
     if given is None:
         names = [name for name, reason in reasons.items() if not reason]
-        on_offer = {name: ranks_on_offer(layers[name], job.method, job.formats) for name in names}
+        formats = _formats(job, names)
+        on_offer = {name: ranks_on_offer(layers[name], job.method, formats[name]) for name in names}
         offers = {name: model.options(name, job.dtype, some) for name, some in on_offer.items()}
-        ranks = {name: most_useful_ranks(layers[name], job.formats) for name in names}
+        ranks = {name: most_useful_ranks(layers[name], formats[name]) for name in names}
         choose = _choice(job, offers)  # what is impossible is said before the long work
     else:
         wanted = _fitting(given, model, tables=job.method.tables)
@@ -139,6 +140,21 @@ def planned(
             model, list(ranks), pieces, job.method, ranks.__getitem__, journal, device=job.device, progress=job.progress
         )
         yield _plan(job, given, reasons, choose(cuts), cuts), cuts
+
+
+def _formats(job: Job, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return in which formats each layer may be stored: by pivoting without an order, where neighbours can follow it.
+
+    These change then, so they must be among `names`, the layers that may.
+    """
+    leaders = _leaders(job.model, names) if "pifa" in job.formats else set()
+    return {
+        name: tuple("folded" if form == "pifa" and name in leaders else form for form in job.formats) for name in names
+    }
+
+
+def _leaders(model: HuggingFaceModel, names: Sequence[str]) -> set[str]:
+    return {fold.leader for fold in model.folds() if set(fold.members) <= set(names)}
 
 
 def _plan(
@@ -247,6 +263,8 @@ def _fitting(given: Plan, model: HuggingFaceModel, *, tables: bool) -> dict[str,
     from eckart._compress._ranks import reason_to_keep
 
     layers = model.layers()
+    folded = any(option.format == "folded" for option in given.options.values())
+    leaders = _leaders(model, [planned.name for planned in given.layers if not planned.kept]) if folded else set()
     for planned in given.layers:
         layer = layers.get(planned.name)
         if layer is None or (layer.rows, layer.columns, layer.bias) != (planned.rows, planned.columns, planned.bias):
@@ -261,6 +279,11 @@ def _fitting(given: Plan, model: HuggingFaceModel, *, tables: bool) -> dict[str,
             raise UsageError(
                 f"{planned.name} cannot be stored as {planned.option.format!r}",
                 fix='an embedding as "grouped", another layer as "pair" or "pifa"',
+            )
+        if planned.option.format == "folded" and planned.name not in leaders:
+            raise UsageError(
+                f"{planned.name} cannot be stored as 'folded': there are no neighbours that could follow its order",
+                fix='"pifa", which stores the order',
             )
     return given.options
 
