@@ -31,7 +31,7 @@ from eckart.models._huggingface import HuggingFaceModel
 from eckart.models._layers import layer_type
 from eckart.models._model import Layer, Progress
 from eckart.models._option import Option, group_sizes, largest_useful_rank
-from eckart.models._speed import PROMPT, SpeedSettings, decode_seconds, prefill_seconds, seconds
+from eckart.models._speed import PROMPT, SpeedSettings, now, seconds
 from eckart.models._table import tied_head
 
 __all__ = ["RANK_TILE", "Latency", "Timings", "measured_latency", "processor"]
@@ -45,6 +45,7 @@ POOL_BYTES = (
 PERCENTILE = 0.1
 AGREEMENT = 0.05  # by which two readings may differ
 READINGS = 6  # at most; what does not agree by then counts with the second lowest
+PASSES = 8  # of the model in a reading
 READING_SECONDS = 0.02  # of one alternative in a reading, on average, within 5 to 60 calls
 LEAST_GAIN = 0.05  # of a layer's time; less is none
 
@@ -239,9 +240,7 @@ def _calls(model: HuggingFaceModel, names: Iterable[str], tokens: int) -> dict[s
     return seen
 
 
-def _time_model(
-    model: HuggingFaceModel, phases: Sequence[str], tokens: int, store: _Store, progress: Progress
-) -> None:
+def _time_model(model: HuggingFaceModel, phases: Sequence[str], tokens: int, store: _Store, progress: Progress) -> None:
     known = store.timings.models.setdefault(_shapes(model), {})
     for i, phase in enumerate(phases):
         progress("timing the dense model", i, len(phases))
@@ -297,11 +296,11 @@ def _time_layers(
     for name, forms in formats.items():
         for t in rows.get(name, ()):
             if layers[name].table:
-                for part in (
-                    replace(layers[name], rows=n) for n in (layers[name].rows, *group_sizes(layers[name].rows))
-                ):
-                    like = nn.Linear(part.columns, part.rows, bias=False, device="meta", dtype=model.module.dtype)
-                    wanted.setdefault((_shape(part), t), {}).update(dense=like, pair=like)
+                for n in (layers[name].rows, *group_sizes(layers[name].rows)):
+                    like = nn.Linear(layers[name].columns, n, bias=False, device="meta", dtype=model.module.dtype)
+                    parts = ("dense",) if n == layers[name].rows else ("dense", "pair")
+                    some = wanted.setdefault((_shape(replace(layers[name], rows=n)), t), {})
+                    some.update(dict.fromkeys(parts, like))
             else:
                 same = dict.fromkeys(("dense", *forms), model.module.get_submodule(name))
                 wanted.setdefault((_shape(layers[name]), t), {}).update(same)
@@ -314,9 +313,16 @@ def _time_layers(
         progress("timing layers", i, len(todo))
         found = _agreed(_alternatives(shape, t, some, pool))
         for form in some:
-            known[shape.called(form, t)] = {k: 1000 * s for (f, k), s in found.items() if f == form}
+            known[shape.called(form, t)] = _rising({k: 1000 * s for (f, k), s in found.items() if f == form})
         store.write()
     progress("timing layers", len(todo), len(todo))
+
+
+def _rising(times: Mapping[int, float]) -> dict[int, float]:
+    """Return the times with none above that of a higher rank, which does more work: what is was disturbed."""
+    ranks = sorted(times)
+    lowest = np.minimum.accumulate([times[k] for k in reversed(ranks)])[::-1]
+    return {k: float(ms) for k, ms in zip(ranks, lowest, strict=True)}
 
 
 class _Pool:
