@@ -34,7 +34,7 @@ from eckart.models._option import Option, group_sizes, largest_useful_rank
 from eckart.models._speed import PROMPT, SpeedSettings, now, seconds
 from eckart.models._table import tied_head
 
-__all__ = ["RANK_TILE", "Latency", "Timings", "measured_latency", "processor"]
+__all__ = ["RANK_TILE", "Latency", "Shape", "Store", "Timings", "measured_latency", "processor"]
 
 SCHEMA = "eckart.latency/1"
 RANK_TILE = 16  # the time of a product grows in steps of this many columns of a factor
@@ -144,7 +144,7 @@ def measured_latency(
     if not phases:
         raise UsageError(f"{model.name} generates no text, so it has no decode", fix="workload='prefill'")
     tokens = min(SpeedSettings().prefill_tokens, model.context)
-    store = _Store(model)
+    store = Store(model)
     calls = {phase: _calls(model, formats, tokens if phase == "prefill" else 1) for phase in phases}
     _time_model(model, phases, tokens, store, progress)
     rows = {name: {t for some in calls.values() for t in some.get(name, ())} for name in formats}
@@ -155,7 +155,7 @@ def measured_latency(
     )
 
 
-class _Store:
+class Store:
     """The times that are known of this machine, and the file that they are kept in."""
 
     def __init__(self, model: HuggingFaceModel) -> None:
@@ -240,7 +240,7 @@ def _calls(model: HuggingFaceModel, names: Iterable[str], tokens: int) -> dict[s
     return seen
 
 
-def _time_model(model: HuggingFaceModel, phases: Sequence[str], tokens: int, store: _Store, progress: Progress) -> None:
+def _time_model(model: HuggingFaceModel, phases: Sequence[str], tokens: int, store: Store, progress: Progress) -> None:
     known = store.timings.models.setdefault(_shapes(model), {})
     for i, phase in enumerate(phases):
         progress("timing the dense model", i, len(phases))
@@ -257,10 +257,9 @@ def _time_phase(model: HuggingFaceModel, phase: str, tokens: int) -> float:
     On a busy machine no pass as a whole is left alone, but many blocks are.
     """
     module, marks = model.module, list[float]()
-    ids = torch.arange(max(tokens, PROMPT), device=module.device)[None] % module.get_input_embeddings().num_embeddings
+    prompt = max(1, min(PROMPT, model.context - PASSES - 1))
+    ids = torch.arange(max(tokens, prompt), device=module.device)[None] % module.get_input_embeddings().num_embeddings
     more: dict[str, Any] = {"logits_to_keep": 1} if model.predicts_next_token else {}
-    if phase == "decode":
-        more = {"past_key_values": module(ids[:, :PROMPT], use_cache=True).past_key_values, "use_cache": True}
 
     def run() -> np.ndarray[Any, np.dtype[np.float64]]:
         marks[:] = [now()]
@@ -270,9 +269,10 @@ def _time_phase(model: HuggingFaceModel, phase: str, tokens: int) -> float:
     blocks = [module.get_submodule(name) for name in model.blocks()]
     handles = [block.register_forward_pre_hook(lambda *_: marks.append(now())) for block in blocks]
     try:
-        run()
         readings: list[float] = []
         for _ in range(READINGS):
+            if phase == "decode":
+                more = {"past_key_values": module(ids[:, :prompt], use_cache=True).past_key_values, "use_cache": True}
             parts = [run() for _ in range(PASSES)]
             readings = sorted([*readings, float(np.quantile(parts, PERCENTILE, axis=0, method="lower").sum())])
             if len(readings) > 1 and readings[1] <= (1 + AGREEMENT) * readings[0]:
@@ -287,7 +287,7 @@ def _time_layers(
     model: HuggingFaceModel,
     formats: Mapping[str, Sequence[str]],
     rows: Mapping[str, set[int]],
-    store: _Store,
+    store: Store,
     progress: Progress,
 ) -> None:
     """Measure what the table lacks of these layers, each distinct shape once. rows: of the calls of each layer."""
