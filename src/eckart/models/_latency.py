@@ -146,7 +146,7 @@ def measured_latency(
     tokens = min(SpeedSettings().prefill_tokens, model.context)
     store = Store(model)
     calls = {phase: _calls(model, formats, tokens if phase == "prefill" else 1) for phase in phases}
-    _time_model(model, phases, tokens, store, progress)
+    _time_model(model, formats, phases, tokens, store, progress)
     rows = {name: {t for some in calls.values() for t in some.get(name, ())} for name in formats}
     _time_layers(model, formats, rows, store, progress)
     whole = store.timings.models[_shapes(model)]
@@ -210,6 +210,12 @@ def _shapes(model: HuggingFaceModel) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _places(model: HuggingFaceModel, names: Iterable[str]) -> list[tuple[str, str]]:
+    """Return with each layer the module that multiplies by its matrix: of a table the head tied to it, if any."""
+    layers, head = model.layers(), tied_head(model.module)
+    return [(name, head if layers[name].table else name) for name in names if head or not layers[name].table]
+
+
 @torch.no_grad()
 def _calls(model: HuggingFaceModel, names: Iterable[str], tokens: int) -> dict[str, list[int]]:
     """Return with how many rows each layer is called in a pass over so many tokens; a table, where its head multiplies.
@@ -217,20 +223,15 @@ def _calls(model: HuggingFaceModel, names: Iterable[str], tokens: int) -> dict[s
     A number between one and all of the tokens, as experts see them, counts as the nearer of the two.
     """
     seen: dict[str, list[int]] = {}
-    layers, head, handles = model.layers(), tied_head(model.module), []
-    for name in names:
-        at = name
-        if layers[name].table:
-            if not head:
-                continue
-            at = head
+    handles = []
+    for name, place in _places(model, names):
 
         def note(module: nn.Module, args: Any, output: torch.Tensor, name: str = name) -> None:
             rows = output.numel() // max(1, output.shape[-1])
             if rows:
                 seen.setdefault(name, []).append(1 if rows * rows < tokens else tokens)
 
-        handles.append(model.module.get_submodule(at).register_forward_hook(note))
+        handles.append(model.module.get_submodule(place).register_forward_hook(note))
     last = {"logits_to_keep": 1} if model.predicts_next_token else {}
     try:
         model.module(torch.zeros(1, tokens, dtype=torch.long, device=model.module.device), **last)
@@ -240,21 +241,28 @@ def _calls(model: HuggingFaceModel, names: Iterable[str], tokens: int) -> dict[s
     return seen
 
 
-def _time_model(model: HuggingFaceModel, phases: Sequence[str], tokens: int, store: Store, progress: Progress) -> None:
+def _time_model(
+    model: HuggingFaceModel,
+    names: Iterable[str],
+    phases: Sequence[str],
+    tokens: int,
+    store: Store,
+    progress: Progress,
+) -> None:
     known = store.timings.models.setdefault(_shapes(model), {})
     for i, phase in enumerate(phases):
         progress("timing the dense model", i, len(phases))
         if phase not in known:
-            known[phase] = 1000 * _time_phase(model, phase, tokens)
+            known[phase] = 1000 * _time_phase(model, [place for _, place in _places(model, names)], phase, tokens)
             store.write()
     progress("timing the dense model", len(phases), len(phases))
 
 
 @torch.no_grad()
-def _time_phase(model: HuggingFaceModel, phase: str, tokens: int) -> float:
-    """Return how long a pass takes, the sum over what is between block boundaries, each with a low percentile.
+def _time_phase(model: HuggingFaceModel, names: Sequence[str], phase: str, tokens: int) -> float:
+    """Return how long a pass takes: the sum over the calls of these layers and what is between them, of each the least.
 
-    On a busy machine no pass as a whole is left alone, but many blocks are.
+    On a busy machine no pass as a whole is left alone, but each of its parts is in some.
     """
     module, marks = model.module, list[float]()
     prompt = max(1, min(PROMPT, model.context - PASSES - 1))
@@ -266,15 +274,18 @@ def _time_phase(model: HuggingFaceModel, phase: str, tokens: int) -> float:
         module(ids[:, :1] if phase == "decode" else ids[:, :tokens], **more)
         return np.diff([*marks, now()])
 
-    blocks = [module.get_submodule(name) for name in model.blocks()]
-    handles = [block.register_forward_pre_hook(lambda *_: marks.append(now())) for block in blocks]
+    def mark(*_: Any) -> None:
+        marks.append(now())
+
+    layers = [module.get_submodule(name) for name in names]
+    handles = [listen(mark) for m in layers for listen in (m.register_forward_pre_hook, m.register_forward_hook)]
     try:
         readings: list[float] = []
         for _ in range(READINGS):
             if phase == "decode":
                 more = {"past_key_values": module(ids[:, :prompt], use_cache=True).past_key_values, "use_cache": True}
             parts = [run() for _ in range(PASSES)]
-            readings = sorted([*readings, float(np.quantile(parts, PERCENTILE, axis=0, method="lower").sum())])
+            readings = sorted([*readings, float(np.min(parts, axis=0).sum())])
             if len(readings) > 1 and readings[1] <= (1 + AGREEMENT) * readings[0]:
                 break
     finally:
