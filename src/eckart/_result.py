@@ -87,10 +87,10 @@ class Machine(_Part):
 
 
 class Option(_Part):
-    """What a layer becomes: "dense" with no rank, "pair" or "pifa" with one, "grouped" with one for each group."""
+    """What a layer becomes: "dense" with no rank, "pair", "pifa" or "folded" with one, "grouped" with one a group."""
 
     version: Literal[1]
-    format: Literal["dense", "pair", "pifa", "grouped"]
+    format: Literal["dense", "pair", "pifa", "folded", "grouped"]
     ranks: tuple[Count, ...]
     dtype: str
 
@@ -118,6 +118,7 @@ class Layer(_Part):
     break_even_rank: Positive
     loss_increase: float | None
     relative_error: NotNegative | None
+    saved_ms: dict[str, float] | None = None
 
     @property
     def rank(self) -> int | None:
@@ -130,6 +131,16 @@ class Layer(_Part):
         return self.params / self.params_before
 
 
+class Timing(_Part):
+    """What a plan's time was counted in: milliseconds of each phase, measured before and predicted after."""
+
+    workload: Literal["prefill", "decode", "both"]
+    prefill_tokens: Count
+    before_ms: dict[str, Positive]
+    after_ms: dict[str, float] | None
+    machine: str
+
+
 class Plan(_Part):
     version: Literal["eckart.plan/1"] = Field(alias="schema")
     model: str
@@ -137,7 +148,7 @@ class Plan(_Part):
     keep: float | None
     size: Count | None
     max_loss_increase: NotNegative | None
-    cost: Literal["params", "bytes"]
+    cost: Literal["params", "bytes", "ms"]
     dtype: str
     seed: int
     unit: str
@@ -148,6 +159,7 @@ class Plan(_Part):
     bytes_after: Count
     keep_reached: NotNegative
     predicted_loss_increase: float | None
+    timing: Timing | None = None
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Plan:

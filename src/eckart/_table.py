@@ -154,12 +154,16 @@ def recovered(recovery: Any) -> str:
 def asked(plan: Any) -> str:
     """Return what a plan was asked for; plan: either class of that name."""
     if plan.keep is not None:
-        return f"{percent(plan.keep)} of the {'bytes' if plan.cost == 'bytes' else 'parameters'}"
+        part = f"{percent(plan.keep)} of the {_COUNTED[plan.cost]}"
+        return part if plan.size is None else f"{part} and at most {size(plan.size)}"
     if plan.size is not None:
         return f"at most {size(plan.size)}"
     if plan.max_loss_increase is not None:
         return f"a predicted loss of at most {number(plan.max_loss_increase)} {plan.unit}"
     return "given ranks"
+
+
+_COUNTED = {"params": "parameters", "bytes": "bytes", "ms": "time"}
 
 
 def count(n: int) -> str:

@@ -162,7 +162,7 @@ def test_a_plan_is_data(tiny: Tiny, texts: dict[str, Path], tmp_path: Path) -> N
     edited = eckart.Plan.load(tmp_path / "edited.json")
     assert edited.options[name].ranks == (old + 1,)
     assert edited.predicted_loss_increase is None
-    more = entry["rows"] + entry["columns"] - (2 * old + 1) * (entry["option"]["format"] == "pifa")
+    more = entry["rows"] + entry["columns"] - (2 * old + 1) * (entry["option"]["format"] in ("pifa", "folded"))
     assert edited.parameters_after == made.parameters_after + more
     assert edited == made.with_rank(name, old + 1)
     small = eckart.compress(tiny("llama"), plan=tmp_path / "edited.json", out=tmp_path / "out", **small_job(texts))

@@ -97,7 +97,7 @@ def test_a_saved_model_answers_as_pairs_of_the_same_ranks_do(
     job: dict[str, Any] = {"data": texts["train"], "tokens": 1024, "context": 64, "dtype": dtype}
     small = eckart.compress(model, 0.75, storage="pifa", out=tmp_path / "small", **job)
     plan = small.plan
-    assert {option.format for option in plan.options.values()} == {"pifa"}
+    assert {option.format for option in plan.options.values()} == {"pifa", "folded"}
     again: Any = eckart.open_model(tmp_path / "small")  # `compress` has compared outputs, and sizes with the plan
     assert again.parameters == small.parameters == plan.parameters_after <= 0.75 * model.parameters
     assert {name: option.ranks for name, option in again.replaced.items()} == {
@@ -106,7 +106,7 @@ def test_a_saved_model_answers_as_pairs_of_the_same_ranks_do(
     assert torch.equal(again.run(TOKENS), small.run(TOKENS))
     value = plan.to_json()
     for layer in value["layers"]:
-        if layer["option"]["format"] == "pifa":
+        if layer["option"]["format"] in ("pifa", "folded"):
             layer["option"]["format"] = "pair"
     pairs = eckart.compress(model, plan=eckart.Plan.from_json(value), **job)
     assert {option.format for option in pairs.replaced.values()} == {"pair"}
@@ -150,7 +150,7 @@ def test_inspect_shows_shape_and_rank(tiny: Tiny, texts: dict[str, Path], tmp_pa
     found = inspect(tmp_path / "small")
     ranks = {matrix.name: (matrix.rows, matrix.columns, matrix.rank, matrix.parameters) for matrix in found.matrices}
     for layer in small.plan.layers:
-        if layer.option.format == "pifa":
+        if layer.option.format in ("pifa", "folded"):
             numbers = layer.option.params - layer.rows * layer.bias
             assert ranks[layer.name] == (layer.rows, layer.columns, layer.option.ranks[0], numbers)
     assert found.parameters == small.parameters

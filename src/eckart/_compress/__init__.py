@@ -31,7 +31,8 @@ def plan(
     *,
     size: str | int | None = None,
     max_loss_increase: float | None = None,
-    cost: Literal["params", "bytes"] = "params",
+    cost: Literal["params", "bytes", "ms"] = "params",
+    workload: Literal["prefill", "decode", "both"] = "both",
     data: Texts | None = None,
     method: str = "auto",
     storage: Literal["auto", "pair", "pifa"] = "auto",
@@ -49,7 +50,7 @@ def plan(
 
     Arguments and errors are those of `compress`.
     """
-    target = as_target(keep, size, max_loss_increase, cost)
+    target = as_target(keep, size, max_loss_increase, cost, workload)
     job = prepare(
         model,
         target,
@@ -76,7 +77,8 @@ def compress(
     *,
     size: str | int | None = None,
     max_loss_increase: float | None = None,
-    cost: Literal["params", "bytes"] = "params",
+    cost: Literal["params", "bytes", "ms"] = "params",
+    workload: Literal["prefill", "decode", "both"] = "both",
     plan: Plan | Source | None = None,
     data: Texts | None = None,
     evaluate: Texts | None = None,
@@ -104,23 +106,26 @@ def compress(
     model: what `open_model` takes, or an opened model. Give one of: keep, the fraction of its parameters (tied ones
     counted once) or, with cost="bytes", of its weight files' bytes that may stay, above 0 and at most 1; size, the
     largest size of these files, such as "300MB"; max_loss_increase, the most that is predicted to be lost, in nats a
-    token, at the least cost; plan, a Plan, or the file of one, whose options are used as they stand. data: UTF-8 texts
-    to calibrate on, of which `tokens` tokens are drawn by `seed` in pieces of `context`; only "plain" needs none.
-    method: "two-sided" (inputs and output gradients, ranks by predicted loss), "input" (inputs alone), "plain"
-    (truncated SVD, the same fraction everywhere), "auto", or by its authors' formula "fwsvd", "asvd", "svd-llm", "svd-
-    llm-v2" or "kfac". storage: of a layer of rank k, "pair" (two factors, k(m + n) numbers), "pifa" (k of its rows and
-    the others' coefficients, k(m + n - k) numbers and an order: more rank for the same size, less speed at the same
-    rank), or "auto", what serves each layer best, but pairs for "plain" and the baselines. layers: name patterns, "!"
-    excludes. dtype: of the saved weights, by default that of the source, float16 for a quantised one. format:
-    "factored", or "dense" for an ordinary checkpoint that any loader reads and that saves nothing. out: a new folder,
-    written whole or not at all; its reloaded outputs and its size are checked against the model and the plan before it
-    gets its name. resume: go on where a run towards `out` with the same arguments was interrupted, with the same result
-    bit for bit; where there was none, begin. calibration: a folder in which the truncated layers stay, so that another
-    size of the same model, by the same method, text and seed, needs no calibration of its own. recover: minutes, or "N
-    steps", for which the factors, norms and biases are then trained on the texts in data to answer as the dense model
-    does; a result that is no better on pieces which were held out is given up. evaluate: texts for a measurement of the
-    saved files beside the dense model, and beside the models `beside` names, in a fresh process; needs `out`. command:
-    what the measurement remembers as the way to it.
+    token, at the least cost. With cost="ms", keep is a fraction of the time that the dense model takes, and size may be
+    given with it: model and layers are timed first on this machine, with the threads that torch has. workload: whose
+    time counts, "prefill" (256 tokens read at once), "decode" (one token more), or "both", half each. Or give plan, a
+    Plan, or the file of one, whose options are used as they stand. data: UTF-8 texts to calibrate on, of which `tokens`
+    tokens are drawn by `seed` in pieces of `context`; only "plain" needs none. method: "two-sided" (inputs and output
+    gradients, ranks by predicted loss), "input" (inputs alone), "plain" (truncated SVD, the same fraction everywhere),
+    "auto", or by its authors' formula "fwsvd", "asvd", "svd-llm", "svd- llm-v2" or "kfac". storage: of a layer of rank
+    k, "pair" (two factors, k(m + n) numbers), "pifa" (k of its rows and the others' coefficients, k(m + n - k) numbers
+    and an order: more rank for the same size, less speed at the same rank), or "auto", what serves each layer best, but
+    pairs for "plain" and the baselines. layers: name patterns, "!" excludes. dtype: of the saved weights, by default
+    that of the source, float16 for a quantised one. format: "factored", or "dense" for an ordinary checkpoint that any
+    loader reads and that saves nothing. out: a new folder, written whole or not at all; its reloaded outputs and its
+    size are checked against the model and the plan before it gets its name. resume: go on where a run towards `out`
+    with the same arguments was interrupted, with the same result bit for bit; where there was none, begin. calibration:
+    a folder in which the truncated layers stay, so that another size of the same model, by the same method, text and
+    seed, needs no calibration of its own. recover: minutes, or "N steps", for which the factors, norms and biases are
+    then trained on the texts in data to answer as the dense model does; a result that is no better on pieces which were
+    held out is given up. evaluate: texts for a measurement of the saved files beside the dense model, and beside the
+    models `beside` names, in a fresh process; needs `out`. Where time counts, what is saved is timed beside the dense
+    model in any case. command: what the measurement remembers as the way to it.
 
     The result has `.plan`, if trained `.recovery`, and if evaluated `.measurement` (schema "eckart.compare/1").
     UsageError, InputError, BudgetError, OutputError, NumericalError: as their names say; nothing is left behind then.
@@ -128,10 +133,11 @@ def compress(
     from eckart._compress._finish import Evaluation, finish
     from eckart._compress._recover import recover_
 
-    target = None if plan is not None else as_target(keep, size, max_loss_increase, cost)
-    if plan is not None and (keep, size, max_loss_increase, cost) != (None, None, None, "params"):
+    target = None if plan is not None else as_target(keep, size, max_loss_increase, cost, workload)
+    if plan is not None and (keep, size, max_loss_increase, cost, workload) != (None, None, None, "params", "both"):
         raise UsageError(
-            "plan= says what every layer becomes, so keep=, size=, max_loss_increase= and cost= cannot be given with it"
+            "plan= says what every layer becomes, so keep=, size=, max_loss_increase=, cost= and workload= cannot be "
+            "given with it"
         )
     if evaluate is not None and out is None:
         raise UsageError("evaluate= measures the saved files, so it needs out=", fix="eckart.measure(model, data=…)")
@@ -182,9 +188,12 @@ def compress(
             small.recovery = recover_(
                 small, job.model, all_pieces(job), effort, journal, device=job.device, progress=job.progress, seed=seed
             )
-        small.round_(job.dtype)
+        small.fold_().round_(job.dtype)
         small.stored_dtype, small.plan, small.source_bytes = job.dtype, made, job.model.input_bytes
         if out is not None:
-            wanted = None if evaluate is None else Evaluation(evaluate, beside, evaluate_tokens, context, command, seed)
+            wanted = None
+            if evaluate is not None or made.timing is not None:
+                texts: Texts = () if evaluate is None else evaluate
+                wanted = Evaluation(texts, beside, evaluate_tokens, context, command, seed)
             finish(small, job.model, Path(out), wanted, job.max_shard_bytes, job.progress)
     return small

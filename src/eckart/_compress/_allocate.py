@@ -5,15 +5,16 @@ Everett 1963: for any λ ≥ 0 the choices that minimise loss + λ·cost layer b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Choices", "least_loss"]
+__all__ = ["Choices", "least_loss", "least_loss_within_both"]
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
+Places = np.ndarray[Any, np.dtype[np.intp]]
 
 
 @dataclass(frozen=True)
@@ -30,20 +31,52 @@ def least_loss(layers: Mapping[str, Choices], budget: float) -> dict[str, int]:
     The multiplier is found by bisection; what it leaves of the budget is spent where it buys the largest drop in loss a
     unit of cost. The caller has made sure that the cheapest options fit.
     """
+    names, table = list(layers), _Table(list(layers.values()))
     low, high = 0.0, _enough(layers)
-    chosen = _at(layers, low)
-    if _cost(layers, chosen) > budget:
-        chosen = _at(layers, high)
+    places = table.at(low)
+    if table.cost(places) > budget:
+        places = table.at(high)
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2 if low == 0 else (low * high) ** 0.5
-            trial = _at(layers, middle)
-            if _cost(layers, trial) > budget:
+            trial = table.at(middle)
+            if table.cost(trial) > budget:
                 low = middle
             else:
-                high, chosen = middle, trial
-    return _spend_rest(layers, chosen, budget)
+                high, places = middle, trial
+    return _spend_rest(layers, dict(zip(names, table.options(places), strict=True)), budget)
 
 
+def least_loss_within_both(
+    layers: Mapping[str, Choices], budget: float, others: Mapping[str, Numbers], limit: float
+) -> dict[str, int] | None:
+    """Return the choices of `least_loss` whose other costs add up to at most `limit` as well; None: none were found.
+
+    The other cost has a multiplier of its own, found by bisection around that of the first.
+    """
+
+    def at(price: float) -> tuple[dict[str, int], bool]:
+        priced = {name: Choices(c.costs, c.losses + price * others[name]) for name, c in layers.items()}
+        chosen = least_loss(priced, budget)
+        return chosen, sum(float(others[name][i]) for name, i in chosen.items()) <= limit
+
+    chosen, fits = at(0.0)
+    spread = sum(float(np.ptp(other)) for other in others.values())
+    if fits or spread == 0:
+        return chosen if fits else None
+    unit = sum(float(np.ptp(c.losses)) for c in layers.values()) / spread or 1.0
+    low, high = unit / _RANGE, unit * _RANGE
+    chosen, fits = at(high)
+    for _ in range(_OUTER_BISECTIONS if fits else 0):
+        middle = (low * high) ** 0.5
+        trial, below = at(middle)
+        if below:
+            high, chosen = middle, trial
+        else:
+            low = middle
+    return chosen if fits else None
+
+
+_RANGE, _OUTER_BISECTIONS = 1e6, 40  # of the other multiplier, around what all there is to lose is worth
 _BISECTIONS = 200  # halves the interval, on a logarithmic scale once above zero, far below one option's difference
 
 
@@ -54,12 +87,26 @@ def _enough(layers: Mapping[str, Choices]) -> float:
     return 2 * span / min(steps) + 1 if steps else 1.0
 
 
-def _at(layers: Mapping[str, Choices], multiplier: float) -> dict[str, int]:
-    """Return every layer's best option at this price; of equals the cheapest."""
-    return {
-        name: int(np.lexsort((choices.costs, choices.losses + multiplier * choices.costs))[0])
-        for name, choices in layers.items()
-    }
+class _Table:
+    """The options of every layer in a row, from the cheapest on; what a row lacks has an infinite loss."""
+
+    def __init__(self, layers: Sequence[Choices]) -> None:
+        shape = len(layers), max((len(c.costs) for c in layers), default=1)
+        self.costs, self.losses = np.zeros(shape), np.full(shape, np.inf)
+        self.orders = [np.argsort(c.costs, kind="stable") for c in layers]
+        for row, (order, choices) in enumerate(zip(self.orders, layers, strict=True)):
+            self.costs[row, : len(order)], self.losses[row, : len(order)] = choices.costs[order], choices.losses[order]
+
+    def at(self, multiplier: float) -> Places:
+        """Return where every layer's best option at this price is; of equals the cheapest."""
+        places: Places = (self.losses + multiplier * self.costs).argmin(axis=1)
+        return places
+
+    def cost(self, places: Places) -> float:
+        return float(self.costs[np.arange(len(places)), places].sum())
+
+    def options(self, places: Places) -> list[int]:
+        return [int(order[place]) for order, place in zip(self.orders, places, strict=True)]
 
 
 def _cost(layers: Mapping[str, Choices], chosen: Mapping[str, int]) -> float:

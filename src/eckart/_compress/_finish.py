@@ -114,7 +114,7 @@ def _measured(
             "work": "measure",
             "models": [dense.path, str(folder), *others],
             "labels": ["dense", "eckart" if plan.method != "plain" else "plain", *(Path(o).name for o in others)],
-            "data": [os.fspath(text) for text in texts],
+            "data": [os.fspath(text) for text in texts] or None,
             "tokens": wanted.tokens if isinstance(wanted.tokens, int) else list(wanted.tokens),
             "context": wanted.context,
             "seed": wanted.seed,

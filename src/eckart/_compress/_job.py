@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -12,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eckart._compress._plan import LayerPlan, Plan
-from eckart._compress._target import Target, check_target
-from eckart.errors import UsageError
+from eckart._compress._plan import LayerPlan, Plan, Timing
+from eckart._compress._target import WORKLOADS, Target, check_target
+from eckart.errors import BudgetError, UsageError
 from eckart.models import Model, open_model
 from eckart.models._model import Layer, Progress, silent
-from eckart.models._option import DTYPE_BYTES, Option, read_option
+from eckart.models._option import DTYPE_BYTES, RANK_STEP, Option, read_option
 from eckart.models._safetensors import parse_size
 
 if TYPE_CHECKING:
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
 
     from eckart._compress._journal import Journal
     from eckart._compress._methods import Method
-    from eckart._compress._ranks import Offers
+    from eckart._compress._ranks import Offers, Price
     from eckart._factorise import Cut
     from eckart.models._huggingface import HuggingFaceModel
+    from eckart.models._latency import Latency
 
 __all__ = ["Job", "Source", "Texts", "all_pieces", "planned", "prepare"]
 
@@ -120,20 +122,30 @@ def planned(
     from eckart._compress._calibrate import truncations
     from eckart._compress._journal import journal_beside
     from eckart._compress._ranks import most_useful_ranks, ranks_on_offer, selected
+    from eckart.models._latency import RANK_TILE, measured_latency
 
     model, layers = job.model, job.model.layers()
     reasons = selected(layers, job.layers, tables=job.method.tables)
+    target = job.target or _target_of(given)
+    latency = None
     if given is None:
         names = [name for name, reason in reasons.items() if not reason]
-        on_offer = {name: ranks_on_offer(layers[name], job.method, job.formats) for name in names}
+        formats = _formats(job, names)
+        step = RANK_TILE if target.cost == "ms" else RANK_STEP
+        on_offer = {name: ranks_on_offer(layers[name], job.method, formats[name], step) for name in names}
         offers = {name: model.options(name, job.dtype, some) for name, some in on_offer.items()}
-        ranks = {name: most_useful_ranks(layers[name], job.formats) for name in names}
-        choose = _choice(job, offers)  # what is impossible is said before the long work
+        ranks = {name: most_useful_ranks(layers[name], formats[name]) for name in names}
+        if target.cost == "ms":
+            latency = measured_latency(model, formats, WORKLOADS[target.workload], job.progress)
+        choose = _choice(job, offers, latency)  # what is impossible is said before the long work
     else:
         wanted = _fitting(given, model, tables=job.method.tables)
         ranks = {name: option.ranks for name, option in wanted.items()}
+        if target.cost == "ms":
+            formats = {name: (option.format,) for name, option in wanted.items()}
+            latency = measured_latency(model, formats, WORKLOADS[target.workload], job.progress)
 
-        def choose(cuts: Mapping[str, Cut]) -> dict[str, Option]:
+        def choose(cuts: Mapping[str, Cut]) -> Mapping[str, Option]:
             return {
                 name: read_option({**o.to_json(), "dtype": job.dtype}, layer.rows, layer.columns, layer.bias)
                 for name, o in wanted.items()
@@ -146,19 +158,45 @@ def planned(
         cuts = truncations(
             model, list(ranks), pieces, job.method, ranks.__getitem__, journal, device=job.device, progress=job.progress
         )
-        yield _plan(job, given, reasons, choose(cuts), cuts), cuts, journal
+        yield _plan(job, target, reasons, choose(cuts), cuts, latency), cuts, journal
+
+
+def _formats(job: Job, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return in which formats each layer may be stored: by pivoting without an order, where neighbours can follow it.
+
+    These change then, so they must be among `names`, the layers that may.
+    """
+    leaders = _leaders(job.model, names) if "pifa" in job.formats else set()
+    return {
+        name: tuple("folded" if form == "pifa" and name in leaders else form for form in job.formats) for name in names
+    }
+
+
+def _leaders(model: HuggingFaceModel, names: Sequence[str]) -> set[str]:
+    return {fold.leader for fold in model.folds() if set(fold.members) <= set(names)}
+
+
+def _target_of(given: Plan | None) -> Target:
+    assert given is not None
+    workload = "both" if given.timing is None else given.timing.workload
+    return Target(given.cost, given.keep, given.size, given.max_loss_increase, workload)
 
 
 def _plan(
-    job: Job, given: Plan | None, reasons: Mapping[str, str], options: Mapping[str, Option], cuts: Mapping[str, Cut]
+    job: Job,
+    target: Target,
+    reasons: Mapping[str, str],
+    options: Mapping[str, Option],
+    cuts: Mapping[str, Cut],
+    latency: Latency | None,
 ) -> Plan:
     from eckart.models._save_huggingface import predicted_bytes, predicted_parameters
 
     model, dtype, shard = job.model, job.dtype, job.max_shard_bytes
-    changed, target = _changed(options), job.target
-    if target is None:
-        assert given is not None
-        target = Target(given.cost, given.keep, given.size, given.max_loss_increase)
+    changed = _changed(options)
+    timing = None
+    if latency is not None:
+        timing = Timing(target.workload, latency.tokens, dict(latency.whole), latency.machine)
     return Plan(
         model=model.name,
         method=job.method.name,
@@ -170,12 +208,14 @@ def _plan(
         seed=job.seed,
         unit=job.method.unit,
         layers=tuple(
-            _layer_plan(job, layer, reasons[name], changed.get(name), cuts) for name, layer in model.layers().items()
+            _layer_plan(job, layer, reasons[name], changed.get(name), cuts, latency)
+            for name, layer in model.layers().items()
         ),
         parameters_before=model.parameters,
         parameters_after=predicted_parameters(model, changed),
         bytes_before=predicted_bytes(model, {}, dtype=dtype, max_shard_bytes=shard),
         bytes_after=predicted_bytes(model, changed, dtype=dtype, max_shard_bytes=shard),
+        timing=timing,
     )
 
 
@@ -202,31 +242,69 @@ def _fingerprint(job: Job, pieces: torch.Tensor | None, ranks: Mapping[str, tupl
     }
 
 
-def _choice(job: Job, offers: Offers) -> Callable[[Mapping[str, Cut]], dict[str, Option]]:
+def _choice(job: Job, offers: Offers, latency: Latency | None) -> Callable[[Mapping[str, Cut]], Mapping[str, Option]]:
     """Return what chooses an option for every layer on offer, from its truncations; BudgetError: none would do."""
-    from eckart._compress._ranks import budget_of, choose_ranks, choose_ranks_by_loss, smallest
+    from eckart._compress._ranks import (
+        Limit,
+        budget_of,
+        choose_ranks,
+        choose_ranks_by_loss,
+        least_within,
+        smallest,
+    )
     from eckart.models._save_huggingface import predicted_bytes, predicted_parameters
 
     target, model, method = job.target, job.model, job.method
     assert target is not None
-    cost, most = target.cost, target.loss
+    cost, most, keep, layers = target.cost, target.loss, target.keep, model.layers()
+
+    @functools.cache
+    def milliseconds(name: str, option: Option) -> float:
+        assert latency is not None
+        return latency.price(layers[name], option)
+
+    prices: dict[str, Price] = {
+        "params": lambda name, option: option.params,
+        "bytes": lambda name, option: option.bytes,
+        "ms": milliseconds,
+    }
     if most is not None:
-        return lambda cuts: choose_ranks_by_loss(offers, cuts, method, most, cost)
+        return lambda cuts: choose_ranks_by_loss(offers, cuts, method, most, prices[cost])
+    limit = None
+    if cost == "ms":
+        assert keep is not None
+        saved = sum(
+            milliseconds(name, offers[name][0]) - milliseconds(name, option)
+            for name, option in smallest(offers, milliseconds).items()
+        )
+        limit = Limit(
+            milliseconds, budget_of(offers, 1, 1 - saved, keep, milliseconds, f"keep = {keep:g}", "of the time")
+        )
+        if target.size is None:
+            budget = limit.most
+            return lambda cuts: _reached(choose_ranks(offers, cuts, method, budget, milliseconds))  # of the time
+        cost = "bytes"
 
     def total(options: Mapping[str, Option]) -> int:
         if cost == "params":
             return predicted_parameters(model, _changed(options))
         return predicted_bytes(model, _changed(options), dtype=job.dtype, max_shard_bytes=job.max_shard_bytes)
 
-    whole, least = total({}), total(smallest(offers, cost))
-    allowed = int((target.keep or 0) * whole) if target.size is None else target.size
-    asked = f"keep = {target.keep:g}" if target.size is None else f"size = {target.size:,}"
-    budget = budget_of(offers, whole, least, allowed, cost, asked)
+    whole, least = total({}), total(smallest(offers, prices[cost]))
+    allowed = int((keep or 0) * whole) if target.size is None else target.size
+    asked = f"keep = {keep:g}" if target.size is None else f"size = {target.size:,}"
+    unit = {"params": "parameters", "bytes": "bytes"}[cost]
+    budget = budget_of(offers, whole, least, allowed, prices[cost], asked, unit)
+    if limit is not None and (over := least_within(offers, budget, prices[cost], milliseconds) - limit.most) > 0:
+        raise BudgetError(
+            f"{asked} takes at least {(keep or 0) + over:.1%} of the time, more than keep = {keep:g}",
+            fix="a smaller size, which takes less time, or a larger keep",
+        )
 
-    def choose(cuts: Mapping[str, Cut]) -> dict[str, Option]:
+    def choose(cuts: Mapping[str, Cut]) -> Mapping[str, Option]:
         left = budget
         while True:  # the smallest options fit
-            chosen = choose_ranks(offers, cuts, method, left, cost)
+            chosen = _reached(choose_ranks(offers, cuts, method, left, prices[cost], limit))
             if (excess := total(chosen) - allowed) <= 0:
                 return chosen
             left -= excess  # the header of the file grew with the number of its tensors
@@ -234,11 +312,21 @@ def _choice(job: Job, offers: Offers) -> Callable[[Mapping[str, Cut]], dict[str,
     return choose
 
 
+def _reached(chosen: dict[str, Option] | None) -> dict[str, Option]:
+    if chosen is None:
+        raise BudgetError(
+            "each of size= and keep= can be reached, but not both at once", fix="a larger size, or a larger keep"
+        )
+    return chosen
+
+
 def _changed(options: Mapping[str, Option]) -> dict[str, Option]:
     return {name: option for name, option in options.items() if option.format != "dense"}
 
 
-def _layer_plan(job: Job, layer: Layer, reason: str, option: Option | None, cuts: Mapping[str, Cut]) -> LayerPlan:
+def _layer_plan(
+    job: Job, layer: Layer, reason: str, option: Option | None, cuts: Mapping[str, Cut], latency: Latency | None
+) -> LayerPlan:
     shape = (layer.name, layer.rows, layer.columns, layer.bias)
     if option is None:
         return LayerPlan(*shape, job.model.options(layer.name, job.dtype, {})[0], 0.0, 0.0, reason, layer.table)
@@ -247,7 +335,9 @@ def _layer_plan(job: Job, layer: Layer, reason: str, option: Option | None, cuts
     cut = cuts[layer.name]
     left, whole = (sum(p.losses[k * of] for p, k in cut.parts(option.ranks)) for of in (1, 0))
     relative = float((left / whole) ** 0.5) if whole > 0 else 0.0
-    return LayerPlan(*shape, option, predicted_loss(job.method, cut, option.ranks), relative, table=layer.table)
+    saved = None if latency is None else latency.saved(layer, option)
+    loss = predicted_loss(job.method, cut, option.ranks)
+    return LayerPlan(*shape, option, loss, relative, table=layer.table, saved_ms=saved)
 
 
 def _fitting(given: Plan, model: HuggingFaceModel, *, tables: bool) -> dict[str, Option]:
@@ -255,6 +345,8 @@ def _fitting(given: Plan, model: HuggingFaceModel, *, tables: bool) -> dict[str,
     from eckart._compress._ranks import reason_to_keep
 
     layers = model.layers()
+    folded = any(option.format == "folded" for option in given.options.values())
+    leaders = _leaders(model, [planned.name for planned in given.layers if not planned.kept]) if folded else set()
     for planned in given.layers:
         layer = layers.get(planned.name)
         if layer is None or (layer.rows, layer.columns, layer.bias) != (planned.rows, planned.columns, planned.bias):
@@ -270,6 +362,11 @@ def _fitting(given: Plan, model: HuggingFaceModel, *, tables: bool) -> dict[str,
             raise UsageError(
                 f"{planned.name} cannot be stored as {form!r} by this method",
                 fix='an embedding as "grouped", another layer as "pair" or "pifa"',
+            )
+        if planned.option.format == "folded" and planned.name not in leaders:
+            raise UsageError(
+                f"{planned.name} cannot be stored as 'folded': there are no neighbours that could follow its order",
+                fix='"pifa", which stores the order',
             )
     return given.options
 

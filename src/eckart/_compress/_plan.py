@@ -12,7 +12,7 @@ from eckart._files import dump_json, write_whole
 from eckart.errors import InputError, UsageError
 from eckart.models._option import Option, dense, factored, group_sizes, grouped, read_option, shared
 
-__all__ = ["ADDITIVE_UNIT", "LayerPlan", "Plan"]
+__all__ = ["ADDITIVE_UNIT", "LayerPlan", "Plan", "Timing"]
 
 SCHEMA = "eckart.plan/1"
 ADDITIVE_UNIT = "nats a token"  # relative errors of different layers have no meaningful sum
@@ -23,7 +23,8 @@ class LayerPlan:
     """What one layer becomes. loss_increase: predicted, in the plan's unit; None where it was not worked out.
 
     relative_error: predicted ‖output change‖ / ‖output‖ in the plan's metric. kept: why it had to stay dense, or "".
-    table: whether it is an embedding, whose rows have ranks by groups.
+    table: whether it is an embedding, whose rows have ranks by groups. saved_ms: how much less time than when dense it
+    is predicted to take, by phase; None where that is not known, and of a dense layer.
     """
 
     name: str
@@ -35,6 +36,7 @@ class LayerPlan:
     relative_error: float | None = None
     kept: str = ""
     table: bool = False
+    saved_ms: Mapping[str, float] | None = None
 
     @property
     def dense(self) -> Option:
@@ -47,12 +49,24 @@ class LayerPlan:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """What a time was counted in. before_ms: measured of the dense model, by phase: "prefill", a pass over
+    prefill_tokens tokens, and "decode", one more token. machine: on which, and with what.
+    """
+
+    workload: str
+    prefill_tokens: int
+    before_ms: Mapping[str, float]
+    machine: str
+
+
+@dataclass(frozen=True)
 class Plan:
     """One option a layer, and the totals that follow from them; parameters and bytes are exact, the loss is predicted.
 
-    keep, size, max_loss_increase: which of these was asked for, and cost: what was counted, "params" or "bytes", in
-    keep, or made small within the loss. unit: of every loss_increase. bytes count the weight files,
-    headers and index included; bytes_before is the dense model saved in the same dtype.
+    keep, size, max_loss_increase: which of these was asked for, and cost: what was counted, "params", "bytes" or "ms",
+    in keep, or made small within the loss. unit: of every loss_increase. bytes count the weight files, headers and
+    index included; bytes_before is the dense model saved in the same dtype. timing: where time counted.
     """
 
     model: str
@@ -69,6 +83,7 @@ class Plan:
     size: int | None = None
     max_loss_increase: float | None = None
     cost: str = "params"
+    timing: Timing | None = None
 
     @property
     def options(self) -> dict[str, Option]:
@@ -86,6 +101,15 @@ class Plan:
             return None
         parts = [layer.loss_increase for layer in self.layers if layer.option.format != "dense"]
         return None if any(part is None for part in parts) else sum(part for part in parts if part is not None)
+
+    @property
+    def after_ms(self) -> dict[str, float] | None:
+        """The predicted time by phase; None where no time counted, or that of a layer is not known."""
+        saved = [layer.saved_ms for layer in self.layers if layer.option.format != "dense"]
+        known = [part for part in saved if part is not None]
+        if self.timing is None or len(known) < len(saved):
+            return None
+        return {phase: ms - sum(part[phase] for part in known) for phase, ms in self.timing.before_ms.items()}
 
     def with_rank(self, name: str, k: int | None) -> Plan:
         """Return this plan with one layer at rank k, or dense where k is None; the totals follow, its loss is unknown.
@@ -120,6 +144,7 @@ class Plan:
             **{name: getattr(self, name) for name in ("size", "max_loss_increase", "cost")},
             "keep_reached": self.keep_reached,
             "predicted_loss_increase": self.predicted_loss_increase,
+            "timing": None if self.timing is None else {**vars(self.timing), "after_ms": self.after_ms},
             "layers": [_layer_to_json(layer) for layer in self.layers],
         }
 
@@ -168,6 +193,7 @@ class Plan:
                 size=None if size is None else int(size),
                 max_loss_increase=None if most is None else float(most),
                 cost=str(value["cost"]),
+                timing=_timing_from_json(value.get("timing")),
             )
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, (InputError, UsageError)):
@@ -182,21 +208,30 @@ class Plan:
             f"({self.keep_reached:.2%}), {self.bytes_before:,} -> {self.bytes_after:,} bytes in {self.dtype}, "
             f"{len(self.options)} layers factored, {dense} left dense"
         )
+        after = self.after_ms
+        if self.timing is not None:
+            units = {"prefill": f"ms for {self.timing.prefill_tokens} tokens", "decode": "ms a token"}
+            for phase, ms in self.timing.before_ms.items():
+                predicted = "?" if after is None else f"{after[phase]:.4g}"
+                line += f", {phase} {ms:.4g} -> {predicted} {units[phase]}"
         loss = self.predicted_loss_increase
         return line if loss is None else f"{line}, predicted loss increase {loss:.3g} {self.unit}"
 
     def __str__(self) -> str:
         """The plan as a table: the totals, then a line a layer."""
+        phases = () if self.timing is None else tuple(self.timing.before_ms)
         lines = [
             self.summary(),
-            f"{'layer':44} {'shape':>13} {'becomes':>10} {'params':>11} {'loss +':>10}",
+            f"{'layer':44} {'shape':>13} {'becomes':>10} {'params':>11} {'loss +':>10}"
+            + "".join(f" {f'{phase} ms':>11}" for phase in phases),
         ]
         for layer in self.layers:
             becomes = f"{layer.option.format} {'/'.join(map(str, layer.option.ranks))}".rstrip()
             loss = "" if layer.loss_increase is None else f"{layer.loss_increase:.2e}"
+            saved = ["" if layer.saved_ms is None else f"{-layer.saved_ms[phase]:+.4f}" for phase in phases]
             lines.append(
                 f"{layer.name:44} {f'{layer.rows} x {layer.columns}':>13} {becomes:>10} {layer.option.params:>11,} "
-                f"{loss:>10}  {layer.kept}".rstrip()
+                f"{loss:>10}{''.join(f' {ms:>11}' for ms in saved)}  {layer.kept}".rstrip()
             )
         return "\n".join(lines)
 
@@ -211,7 +246,8 @@ def _at_rank(layer: LayerPlan, k: int | None, dtype: str) -> LayerPlan:
         option = shared(rows, columns, bias, dtype, k, layer.option.down_of)
     else:
         option = factored("pair" if form == "dense" else form, rows, columns, bias, dtype, k)
-    return replace(layer, option=option, loss_increase=None if k else 0.0, relative_error=None if k else 0.0)
+    known = None if k else 0.0
+    return replace(layer, option=option, loss_increase=known, relative_error=known, saved_ms=None)
 
 
 def _layer_to_json(layer: LayerPlan) -> dict[str, Any]:
@@ -230,6 +266,7 @@ def _layer_to_json(layer: LayerPlan) -> dict[str, Any]:
         "break_even_rank": layer.break_even_rank,
         "loss_increase": layer.loss_increase,
         "relative_error": layer.relative_error,
+        "saved_ms": None if layer.saved_ms is None else dict(layer.saved_ms),
     }
 
 
@@ -238,6 +275,7 @@ def _layer_from_json(value: Mapping[str, Any]) -> tuple[LayerPlan, Mapping[str, 
     rows, columns, bias = int(value["rows"]), int(value["columns"]), bool(value["bias"])
     option = read_option(value["option"], rows, columns, bias)
     edited = list(option.ranks) != value["planned_ranks"]
+    saved = None if edited or option.params != value["params"] else value.get("saved_ms")  # params: its format was
     layer = LayerPlan(
         name=str(value["name"]),
         rows=rows,
@@ -248,5 +286,13 @@ def _layer_from_json(value: Mapping[str, Any]) -> tuple[LayerPlan, Mapping[str, 
         relative_error=None if edited else value["relative_error"],
         kept=str(value["kept"]),
         table=bool(value.get("table", False)),
+        saved_ms=None if saved is None else {str(phase): float(ms) for phase, ms in saved.items()},
     )
     return layer, value
+
+
+def _timing_from_json(value: Mapping[str, Any] | None) -> Timing | None:
+    if value is None:
+        return None
+    before = {str(phase): float(ms) for phase, ms in value["before_ms"].items()}
+    return Timing(str(value["workload"]), int(value["prefill_tokens"]), before, str(value["machine"]))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
 
-from eckart._compress._allocate import Choices, least_loss
+from eckart._compress._allocate import Choices, least_loss, least_loss_within_both
 from eckart._compress._methods import Method
 from eckart._compress._tables import StoredTable, ranks_of_group
 from eckart._factorise import Cut
@@ -20,9 +20,12 @@ from eckart.models._model import Layer
 from eckart.models._option import RANK_STEP, Option, group_sizes, grouped, largest_useful_rank
 
 __all__ = [
+    "Limit",
+    "Price",
     "budget_of",
     "choose_ranks",
     "choose_ranks_by_loss",
+    "least_within",
     "most_useful_ranks",
     "ranks_on_offer",
     "reason_to_keep",
@@ -31,6 +34,15 @@ __all__ = [
 ]
 
 Offers = Mapping[str, Sequence[Option]]
+Price = Callable[[str, Option], float]  # of a layer, by its name, in the form of an option
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What else the layers may cost together at most."""
+
+    price: Price
+    most: float
 
 
 def most_useful_ranks(layer: Layer, formats: Sequence[str]) -> tuple[int, ...]:
@@ -40,14 +52,14 @@ def most_useful_ranks(layer: Layer, formats: Sequence[str]) -> tuple[int, ...]:
     return (max(largest_useful_rank(form, layer.rows, layer.columns) for form in formats),)
 
 
-def ranks_on_offer(layer: Layer, method: Method, formats: Sequence[str]) -> dict[str, list[Any]]:
-    """Return 1 and the multiples of 8 (for uniform ranks, all) that save numbers, for each format.
+def ranks_on_offer(layer: Layer, method: Method, formats: Sequence[str], step: int = RANK_STEP) -> dict[str, list[Any]]:
+    """Return 1 and the multiples of `step` (for uniform ranks, all) that save numbers, for each format.
 
     For a table, the least ranks alone: which others are worth offering follows from its truncations.
     """
     if layer.table:
         return {"grouped": [tuple(ranks_of_group(size, layer.columns)[0] for size in group_sizes(layer.rows))]}
-    step, offer = 1 if method.uniform else RANK_STEP, {}
+    step, offer = 1 if method.uniform else step, {}
     for form in formats:
         last = largest_useful_rank(form, layer.rows, layer.columns)
         offer[form] = sorted({k for k in (1, *range(step, last + 1, step)) if k <= last})
@@ -86,66 +98,88 @@ def selected(layers: Mapping[str, Layer], patterns: str | Sequence[str], *, tabl
     return reasons
 
 
-def smallest(offers: Offers, cost: str) -> dict[str, Option]:
+def smallest(offers: Offers, price: Price) -> dict[str, Option]:
     """Return the option of least cost of every layer."""
-    return {name: min(options, key=attrgetter(cost)) for name, options in offers.items()}
+    return {name: min(options, key=lambda option: price(name, option)) for name, options in offers.items()}
 
 
-def budget_of(offers: Offers, total: int, least: int, allowed: int, cost: str, asked: str) -> int:
+def budget_of(offers: Offers, total: float, least: float, allowed: float, price: Price, asked: str, unit: str) -> float:
     """Return how much the layers in `offers`, dense first in each, may cost together.
 
-    total: cost of the model, of which `allowed` may stay; least: its cost with the smallest options. BudgetError: these
-    are too large.
+    total: cost of the model, of which `allowed` may stay; least: its cost with the smallest options. unit: of the cost,
+    for people; a fraction of time is shown in percent. BudgetError: the smallest options are too large.
     """
-    fixed: int = total - sum(getattr(options[0], cost) for options in offers.values())
+    fixed = total - sum(price(name, options[0]) for name, options in offers.items())
     if least > allowed:
-        unit = {"params": "parameters", "bytes": "bytes"}[cost]
+        form = ".1%" if unit == "of the time" else ",.0f"
         raise BudgetError(
-            f"{asked} leaves {allowed:,} of {total:,} {unit}, but {fixed:,} are in what stays dense, and the rest "
-            f"takes at least {least - fixed:,}",
+            f"{asked} leaves {allowed:{form}} of {total:{form}} {unit}, but {fixed:{form}} are in what stays dense, "
+            f"and the rest takes at least {least - fixed:{form}}",
             fix=f"keep >= {np.ceil(least / total * 1000) / 1000:g}, or let layers= take in more layers",
         )
     return allowed - fixed
 
 
-def choose_ranks(offers: Offers, cuts: Mapping[str, Cut], method: Method, budget: int, cost: str) -> dict[str, Option]:
-    """Return the option of every layer in `offers` such that their cost adds up to at most `budget`."""
+def choose_ranks(
+    offers: Offers, cuts: Mapping[str, Cut], method: Method, budget: float, price: Price, limit: Limit | None = None
+) -> dict[str, Option] | None:
+    """Return the option of every layer in `offers` such that their cost adds up to at most `budget`.
+
+    limit: what they may cost besides, for a method that weighs losses; None is returned where that is out of reach.
+    """
     if method.ranks == "uniform":
-        return _by_fraction(offers, budget, cost, dict.fromkeys(offers, 1.0))
+        return _by_fraction(offers, budget, price, dict.fromkeys(offers, 1.0))
     if method.ranks == "by type":
-        return _by_fraction(offers, budget, cost, _shares_by_type(offers, cuts, budget, cost))
-    offers = _with_tables(offers, cuts, method, cost)
-    chosen = least_loss({name: _choices(options, cuts[name], method, cost) for name, options in offers.items()}, budget)
-    return {name: offers[name][i] for name, i in chosen.items()}
+        return _by_fraction(offers, budget, price, _shares_by_type(offers, cuts, budget, price))
+    offers = _with_tables(offers, cuts, method)
+    known = {name: _choices(name, options, cuts[name], method, price) for name, options in offers.items()}
+    if limit is None:
+        chosen: dict[str, int] | None = least_loss(known, budget)
+    else:
+        others = {name: _costs(name, options, limit.price) for name, options in offers.items()}
+        chosen = least_loss_within_both(known, budget, others, limit.most)
+    return None if chosen is None else {name: offers[name][i] for name, i in chosen.items()}
+
+
+def least_within(offers: Offers, budget: float, price: Price, other: Price) -> float:
+    """Return about how little the layers can cost by `other` where they cost at most `budget` by `price`."""
+    known = {
+        name: Choices(_costs(name, options, price), _costs(name, options, other)) for name, options in offers.items()
+    }
+    return _sum({name: offers[name][i] for name, i in least_loss(known, budget).items()}, other)
 
 
 def choose_ranks_by_loss(
-    offers: Offers, cuts: Mapping[str, Cut], method: Method, most: float, cost: str
+    offers: Offers, cuts: Mapping[str, Cut], method: Method, most: float, price: Price
 ) -> dict[str, Option]:
     """Return the options of least cost whose predicted losses add up to at most `most`: the knapsack, turned round."""
-    offers = _with_tables(offers, cuts, method, cost)
-    known = {name: _choices(options, cuts[name], method, cost) for name, options in offers.items()}
+    offers = _with_tables(offers, cuts, method)
+    known = {name: _choices(name, options, cuts[name], method, price) for name, options in offers.items()}
     turned = {name: Choices(choices.losses, choices.costs) for name, choices in known.items()}
     return {name: offers[name][i] for name, i in least_loss(turned, most).items()}
 
 
-def _choices(options: Sequence[Option], cut: Cut, method: Method, cost: str) -> Choices:
+def _choices(name: str, options: Sequence[Option], cut: Cut, method: Method, price: Price) -> Choices:
     smallest = options[-1].ranks  # () where nothing but dense is on offer
     by_rank = [method.losses(part) for part, _ in cut.parts(smallest)] if smallest else []
     places = [[k for _, k in cut.parts(option.ranks)] if option.ranks else [] for option in options]
     losses = [sum(float(some[k]) for some, k in zip(by_rank, ks, strict=False)) for ks in places]
-    return Choices(np.array([getattr(option, cost) for option in options], dtype=np.float64), np.array(losses))
+    return Choices(_costs(name, options, price), np.array(losses))
 
 
-def _with_tables(offers: Offers, cuts: Mapping[str, Cut], method: Method, cost: str) -> Offers:
-    """Return the offers with those of tables completed: what is best at some price a unit of cost."""
+def _costs(name: str, options: Sequence[Option], price: Price) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.array([price(name, option) for option in options], dtype=np.float64)
+
+
+def _with_tables(offers: Offers, cuts: Mapping[str, Cut], method: Method) -> Offers:
+    """Return the offers with those of tables completed: what is best at some price a number stored."""
     return {
-        name: _best_of_groups(options, cuts[name], method, cost) if options[-1].format == "grouped" else options
+        name: _best_of_groups(options, cuts[name], method) if options[-1].format == "grouped" else options
         for name, options in offers.items()
     }
 
 
-def _best_of_groups(options: Sequence[Option], cut: Cut, method: Method, cost: str) -> list[Option]:
+def _best_of_groups(options: Sequence[Option], cut: Cut, method: Method) -> list[Option]:
     """Return dense, then table options from the largest to the smallest: each takes one more step in one group.
 
     The steps of a group go down the lower convex hull of its losses over its costs; all are taken in the order of what
@@ -179,19 +213,19 @@ def _slope(larger: tuple[float, float, int], smaller: tuple[float, float, int]) 
     return (smaller[1] - larger[1]) / (larger[0] - smaller[0])
 
 
-def _shares_by_type(offers: Offers, cuts: Mapping[str, Cut], budget: int, cost: str) -> dict[str, float]:
+def _shares_by_type(offers: Offers, cuts: Mapping[str, Cut], budget: float, price: Price) -> dict[str, float]:
     """Return by how much more than others of its type, such as q_proj, each layer is reduced; 1 is the mean of a type.
 
     In proportion to 1 / log L, L the Frobenius norm of its loss at equal fractions (SVD-LLM v2, NAACL 2025, algorithm
     1), or equally where these have no positive sum.
     """
-    fraction = budget / sum(getattr(options[0], cost) for options in offers.values())
+    fraction = budget / sum(price(name, options[0]) for name, options in offers.items())
     types: dict[str, list[str]] = {}
     for name in offers:
         types.setdefault(name.rpartition(".")[2], []).append(name)
     shares = dict.fromkeys(offers, 1.0)
     for names in types.values():
-        ranks = [(_largest(offers[name], fraction, cost).ranks or (-1,))[0] for name in names]
+        ranks = [(_largest(name, offers[name], fraction, price).ranks or (-1,))[0] for name in names]
         pairs = [pair for name, k in zip(names, ranks, strict=True) for pair in cuts[name].parts([k])]
         losses = np.array([part.losses[k] ** 0.5 for part, k in pairs])
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -201,34 +235,38 @@ def _shares_by_type(offers: Offers, cuts: Mapping[str, Cut], budget: int, cost: 
     return shares
 
 
-def _by_fraction(offers: Offers, budget: int, cost: str, shares: Mapping[str, float]) -> dict[str, Option]:
+def _by_fraction(offers: Offers, budget: float, price: Price, shares: Mapping[str, float]) -> dict[str, Option]:
     """Return the largest options that fit and reduce every layer in proportion to its share.
 
     What is left of the budget buys single ranks.
     """
-    count, chosen = attrgetter(cost), smallest(offers, cost)
+    chosen = smallest(offers, price)
     low, high = 0.0, 1 / min(shares.values())
     for _ in range(60):
         middle = (low + high) / 2
-        trial = {name: _largest(options, 1 - middle * shares[name], cost) for name, options in offers.items()}
-        if sum(map(count, trial.values())) > budget:
+        trial = {name: _largest(name, options, 1 - middle * shares[name], price) for name, options in offers.items()}
+        if _sum(trial, price) > budget:
             low = middle
         else:
             high, chosen = middle, trial
-    rest = budget - sum(map(count, chosen.values()))
+    rest = budget - _sum(chosen, price)
     for name, options in offers.items():
-        before = count(chosen[name])
-        larger = [option for option in options if 0 < count(option) - before <= rest]
+        before = price(name, chosen[name])
+        larger = [option for option in options if 0 < price(name, option) - before <= rest]
         if larger:
-            chosen[name] = min(larger, key=count)
-            rest -= count(chosen[name]) - before
+            chosen[name] = min(larger, key=lambda option: price(name, option))
+            rest -= price(name, chosen[name]) - before
     return chosen
 
 
-def _largest(options: Sequence[Option], fraction: float, cost: str) -> Option:
-    count = attrgetter(cost)
-    fitting = [option for option in options if count(option) <= fraction * count(options[0])]
-    return max(fitting, key=count) if fitting else min(options, key=count)
+def _sum(chosen: Mapping[str, Option], price: Price) -> float:
+    return sum(price(name, option) for name, option in chosen.items())
+
+
+def _largest(name: str, options: Sequence[Option], fraction: float, price: Price) -> Option:
+    costs = [price(name, option) for option in options]
+    fitting = [i for i, cost in enumerate(costs) if cost <= fraction * costs[0]]
+    return options[max(fitting, key=costs.__getitem__) if fitting else int(np.argmin(costs))]
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -14,22 +14,25 @@ from eckart.models._safetensors import parse_size
 if TYPE_CHECKING:
     from eckart._compress._methods import Method
 
-__all__ = ["Effort", "Target", "as_effort", "as_target", "check_target"]
+__all__ = ["WORKLOADS", "Effort", "Target", "as_effort", "as_target", "check_target"]
 
-COSTS = ("params", "bytes")
+COSTS = ("params", "bytes", "ms")
+WORKLOADS = {"prefill": ("prefill",), "decode": ("decode",), "both": ("prefill", "decode")}
 
 
 @dataclass(frozen=True)
 class Target:
     """One of keep (a fraction of the cost), size (bytes of the weight files) and loss (most that is predicted).
 
-    cost: "params" or "bytes", the attribute of an Option that is counted.
+    cost: what is counted, "params" and "bytes" of an Option, or "ms" of a workload; of time, keep and size may be given
+    together.
     """
 
     cost: str
     keep: float | None = None
     size: int | None = None
     loss: float | None = None
+    workload: str = "both"
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,11 @@ def as_effort(recover: float | str) -> Effort:
     return Effort(steps=int(number)) if counted else Effort(minutes=number)
 
 
-def as_target(keep: float | None, size: str | int | None, loss: float | None, cost: str) -> Target:
-    """Return the target that these arguments of `compress` set; UsageError unless they set just one."""
-    if sum(value is not None for value in (keep, size, loss)) != 1:
+def as_target(
+    keep: float | None, size: str | int | None, loss: float | None, cost: str, workload: str = "both"
+) -> Target:
+    """Return the target that these arguments of `compress` set; UsageError unless it is one, or a size and a time."""
+    if sum(value is not None for value in (keep, None if cost == "ms" and keep is not None else size, loss)) != 1:
         raise UsageError("give one of keep= (a fraction), size= (of the weight files), max_loss_increase= and plan=")
     if keep is not None and not 0 < keep <= 1:
         raise UsageError(
@@ -65,13 +70,24 @@ def as_target(keep: float | None, size: str | int | None, loss: float | None, co
         raise UsageError(f"max_loss_increase = {loss:g} cannot be", fix="a number from 0 on, in nats a token")
     if cost not in COSTS:
         raise UsageError(f"cost {cost!r} is not known", fix=f"one of {', '.join(COSTS)}")
+    if workload not in WORKLOADS:
+        raise UsageError(f"workload {workload!r} is not known", fix=f"one of {', '.join(WORKLOADS)}")
+    if cost != "ms" and workload != "both":
+        raise UsageError("workload= says which time counts, so it needs cost='ms'")
+    if cost == "ms" and keep is None and loss is None:
+        raise UsageError("size= alone leaves no time to be kept", fix="with cost='ms' give keep= as well")
     if size is not None:
-        return Target("bytes", size=parse_size(size))
-    return Target(cost, keep=keep, loss=loss)
+        return Target("ms" if cost == "ms" else "bytes", keep, parse_size(size), workload=workload)
+    return Target(cost, keep=keep, loss=loss, workload=workload)
 
 
 def check_target(target: Target, method: Method) -> None:
-    """Raise UsageError where the method cannot say what a loss of this size would be."""
+    """Raise UsageError where the method cannot say what a loss of this size would be, or cannot weigh two costs."""
+    if target.size is not None and target.keep is not None and method.uniform:
+        raise UsageError(
+            f"method {method.name!r} reduces all layers alike and cannot keep to a size and a time at once",
+            fix="keep= or size= alone, or method='two-sided'",
+        )
     if target.loss is not None and (method.uniform or method.unit != ADDITIVE_UNIT):
         raise UsageError(
             f"method {method.name!r} predicts no loss in {ADDITIVE_UNIT}, so max_loss_increase= has no meaning",

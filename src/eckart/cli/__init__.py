@@ -39,7 +39,14 @@ MaxLossIncrease = Annotated[
     Optional[float],  # noqa: UP045
     typer.Option(help="Or the most that may be lost, as predicted, in nats a token, at the least cost."),
 ]
-Cost = Annotated[Literal["params", "bytes"], typer.Option(help="What --keep counts, or a given loss leaves least of.")]
+Cost = Annotated[
+    Literal["params", "bytes", "ms"],
+    typer.Option(help="What --keep counts, or a given loss leaves least of; ms: time measured here, --size may join."),
+]
+Workload = Annotated[
+    Literal["prefill", "decode", "both"],
+    typer.Option(help="With --cost ms, whose time: 256 tokens at once, one token more, or half each."),
+]
 Method = Annotated[
     str,
     typer.Option(
@@ -76,6 +83,7 @@ def compress(
     size: Size = None,
     max_loss_increase: MaxLossIncrease = None,
     cost: Cost = "params",
+    workload: Workload = "both",
     plan: Annotated[Optional[Path], typer.Option(help="Use the ranks of this plan, instead of --keep.")] = None,  # noqa: UP045
     data: Data = None,
     evaluate: Evaluate = None,
@@ -118,6 +126,7 @@ def compress(
                 size=size,
                 max_loss_increase=max_loss_increase,
                 cost=cost,
+                workload=workload,
                 plan=plan,
                 data=data,
                 evaluate=evaluate,
@@ -153,6 +162,7 @@ def plan(
     size: Size = None,
     max_loss_increase: MaxLossIncrease = None,
     cost: Cost = "params",
+    workload: Workload = "both",
     out: Annotated[Optional[Path], typer.Option("--out", "-o", help="File for the plan, to edit and use.")] = None,  # noqa: UP045
     data: Data = None,
     method: Method = "auto",
@@ -180,6 +190,7 @@ def plan(
                 size=size,
                 max_loss_increase=max_loss_increase,
                 cost=cost,
+                workload=workload,
                 data=data,
                 method=method,
                 storage=storage,

@@ -38,6 +38,10 @@ class FactoredLayer(nn.Module):
         """Take the values of W_k = up @ down and of the bias."""
         raise NotImplementedError
 
+    def reorder_(self, axis: int, places: torch.Tensor) -> None:
+        """Make W and the bias W[places] and bias[places] (axis 0), or W W[:, places] (axis 1)."""
+        raise NotImplementedError
+
 
 class FactorPair(FactoredLayer):
     """y = up(down(x)): a linear layer of rank k in k(m + n) numbers."""
@@ -48,7 +52,10 @@ class FactorPair(FactoredLayer):
         self.up = nn.Linear(k, rows, bias=bias, **where)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.up(self.down(x))
+        down, up = _bare(self._modules["down"]), _bare(self._modules["up"])
+        if down is not None and up is not None:  # two calls of modules would be a tenth of the time of one token
+            return functional.linear(functional.linear(x, down["weight"]), up["weight"], up["bias"])
+        y: torch.Tensor = self.up(self.down(x))  # with the adapters or hooks that are there
         return y
 
     @property
@@ -65,27 +72,44 @@ class FactorPair(FactoredLayer):
         if bias is not None:
             self.up.bias = frozen(bias)
 
+    def reorder_(self, axis: int, places: torch.Tensor) -> None:
+        if axis == 1:
+            self.down.weight = frozen(self.down.weight[:, places])
+            return
+        self.up.weight = frozen(self.up.weight[places])
+        if self.up.bias is not None:
+            self.up.bias = frozen(self.up.bias[places])
+
 
 class PivotingFactorization(FactoredLayer):
-    """z = rows x, y = [z; rest z][order] + bias: a linear layer of rank k in k(m + n - k) numbers and an order."""
+    """z = rows x, y = [z; rest z][order] + bias: a linear layer of rank k in k(m + n - k) numbers and an order.
 
-    order: torch.Tensor
+    folded: the order is not stored. It is None in a layer whose neighbours follow the order that the pivots gave.
+    """
 
-    def __init__(self, rows: int, columns: int, k: int, bias: bool, **where: Any) -> None:
+    order: torch.Tensor | None
+
+    def __init__(self, rows: int, columns: int, k: int, bias: bool, *, folded: bool = False, **where: Any) -> None:
         super().__init__(rows, columns)
+        self.folded = folded
         self.rows = frozen(torch.empty(k, columns, **where))
         self.rest = frozen(torch.empty(rows - k, k, **where))
         self.bias = frozen(torch.empty(rows, **where)) if bias else None
-        self.register_buffer("order", torch.empty(rows, dtype=torch.int32, device=where.get("device")))
+        order = None if folded else torch.empty(rows, dtype=torch.int32, device=where.get("device"))
+        self.register_buffer("order", order, persistent=not folded)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         z = functional.linear(x, self.rows)
-        y = torch.cat([z, functional.linear(z, self.rest)], dim=-1).index_select(-1, self.order)
+        y = torch.cat([z, functional.linear(z, self.rest)], dim=-1)
+        if (order := self.order) is not None:
+            one = y.numel() == y.shape[-1]  # index_select is faster there; of more rows it copies column by column
+            y = y.index_select(-1, order) if one else y.gather(-1, order.long().expand(y.shape))
         return y if self.bias is None else y + self.bias
 
     @property
     def weight(self) -> torch.Tensor:
-        return torch.cat([self.rows, self.rest @ self.rows]).index_select(0, self.order)
+        whole = torch.cat([self.rows, self.rest @ self.rows])
+        return whole if self.order is None else whole.index_select(0, self.order)
 
     @property
     def has_bias(self) -> bool:
@@ -93,7 +117,7 @@ class PivotingFactorization(FactoredLayer):
 
     @property
     def further_numbers(self) -> int:
-        return self.out_features
+        return 0 if self.order is None else self.out_features
 
     def fill_(self, pair: Pair, bias: torch.Tensor | None) -> None:
         found = pivoted(pair)
@@ -102,6 +126,38 @@ class PivotingFactorization(FactoredLayer):
         self.order = found.order
         if bias is not None:
             self.bias = frozen(bias)
+
+    def reorder_(self, axis: int, places: torch.Tensor) -> None:
+        if axis == 1:
+            self.rows = frozen(self.rows[:, places])
+            return
+        assert self.order is not None
+        self.order = self.order[places]
+        if self.bias is not None:
+            self.bias = frozen(self.bias[places])
+
+    def fold_(self) -> torch.Tensor:
+        """Give the outputs in the order of the pivots from now on, which is that of W[places]; return places, (m,)."""
+        assert self.order is not None
+        places = self.order.argsort()
+        self.reorder_(0, places)
+        self.order = None
+        return places
+
+
+def _bare(module: Any) -> dict[str, Any] | None:
+    """Return the parameters of a linear layer whose call does nothing but multiply, else None: an adapter has taken
+    its place, or a hook listens.
+    """
+    listened = (
+        type(module) is not nn.Linear
+        or module._forward_pre_hooks
+        or module._forward_hooks
+        or module._backward_pre_hooks
+        or module._backward_hooks
+        or "forward" in module.__dict__
+    )
+    return None if listened else module._parameters
 
 
 def frozen(value: torch.Tensor) -> nn.Parameter:

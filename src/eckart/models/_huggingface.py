@@ -18,6 +18,7 @@ from eckart._kernels import first_nonfinite
 from eckart.errors import InputError, NumericalError, UsageError
 from eckart.models._blocks import BlockRunner, block_names, check_blocks_stand_alone
 from eckart.models._factored_layers import FactoredLayer
+from eckart.models._folding import Fold, candidates, fold_, verified
 from eckart.models._layers import Embedding, Factors, LayerType, layer_type, placeholder
 from eckart.models._model import Layer, Weight
 from eckart.models._option import Option
@@ -117,6 +118,13 @@ class HuggingFaceModel:
         names = [name for name in owners if name != tied_head(self.module)]
         return names[0] if len(names) == 1 else ""
 
+    def folds(self) -> list[Fold]:
+        """Return where a layer's order of rows can be folded into its neighbours, each tried out on the blocks."""
+        if self.module.config.is_encoder_decoder:
+            return []
+        names = [name for name, layer in self.layers().items() if not layer.kept and not layer.table]
+        return verified(self.module, self.blocks(), candidates(names, _table_of_names()["hidden_units"]))
+
     def blocks(self) -> list[str]:
         """Return the names of the repeated blocks, in the order in which they run."""
         return block_names(self.module)
@@ -194,6 +202,12 @@ class HuggingFaceModel:
         if head:
             tie_head_(self.module, head)
         self.replaced[name] = option
+        return self
+
+    def fold_(self) -> HuggingFaceModel:
+        """Let the neighbours of layers that are stored without their order of rows follow that order."""
+        names = [name for name, _ in self.module.named_modules()]
+        fold_(self.module, candidates(names, _table_of_names()["hidden_units"]))
         return self
 
     def round_(self, dtype: str) -> HuggingFaceModel:
@@ -275,7 +289,7 @@ def _tied(found: Mapping[str, nn.Module]) -> dict[str, str]:
 
 def _groups(found: Mapping[str, nn.Module]) -> dict[str, tuple[str, ...]]:
     """Return for each layer the layers that models/groups.toml says read the same input, itself included."""
-    table = tomllib.loads(resources.files("eckart.models").joinpath("groups.toml").read_text())["shared_input"]
+    table = _table_of_names()["shared_input"]
     groups: dict[str, tuple[str, ...]] = {name: (name,) for name in found}
     for name in found:
         parent, _, leaf = name.rpartition(".")
@@ -284,6 +298,10 @@ def _groups(found: Mapping[str, nn.Module]) -> dict[str, tuple[str, ...]]:
                 members = tuple(f"{parent}.{other}" for other in leaves if f"{parent}.{other}" in found)
                 groups[name] = members
     return groups
+
+
+def _table_of_names() -> dict[str, list[list[str]]]:
+    return tomllib.loads(resources.files("eckart.models").joinpath("groups.toml").read_text())
 
 
 def _dtype_name(tensor: torch.Tensor) -> str:

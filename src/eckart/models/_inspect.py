@@ -219,7 +219,7 @@ def _factored(source: Source, parameters: int) -> dict[str, Matrix]:
     return found
 
 
-_PARTS = {"pair": ("down.weight", "up.weight"), "pifa": ("rows", "rest", "order")}
+_PARTS = {"pair": ("down.weight", "up.weight"), "pifa": ("rows", "rest", "order"), "folded": ("rows", "rest")}
 
 
 def _shape_of(form: str, shapes: list[tuple[int, ...]]) -> tuple[int, int, int] | None:
@@ -228,7 +228,7 @@ def _shape_of(form: str, shapes: list[tuple[int, ...]]) -> tuple[int, int, int] 
         return None
     (k, n), second = shapes[0], shapes[1]
     m = second[0] if form == "pair" else second[0] + k
-    fits = second[1] == k and (form == "pair" or shapes[2] == (m,))
+    fits = second[1] == k and (form != "pifa" or shapes[2] == (m,))
     return (m, n, k) if fits else None
 
 

@@ -6,7 +6,8 @@ A layer type tells which matrix it multiplies by, what its input rows are, what 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
@@ -47,7 +48,12 @@ class LayerType(Protocol):
         """Give the layer itself the weight W, (m, n)."""
 
 
-_FACTORED = {"pair": FactorPair, "shared": SharedPair, "pifa": PivotingFactorization}
+_FACTORED: dict[str, Callable[..., FactoredLayer]] = {
+    "pair": FactorPair,
+    "shared": SharedPair,
+    "pifa": PivotingFactorization,
+    "folded": partial(PivotingFactorization, folded=True),
+}
 
 
 class _Matmul:
@@ -69,7 +75,7 @@ class _Matmul:
         weight, bias = self.matrix(module), cast("torch.Tensor | None", module.bias)
         (m, n), (k,) = weight.shape, option.ranks
         form = "pair" if option.format == "shared" and not option.down_of else option.format
-        new: FactoredLayer = _FACTORED[form](m, n, k, bias is not None, device="meta", dtype=weight.dtype)
+        new = _FACTORED[form](m, n, k, bias is not None, device="meta", dtype=weight.dtype)
         if factors is None:
             return new.to_empty(device=device or weight.device)
         assert isinstance(factors, Pair)

@@ -204,21 +204,15 @@ _ONE_SHARD = 5_000_000_000  # bytes, the limit that `compress` has where nobody 
 def _machine(rate: float | None, model: Any) -> dict[str, Any]:
     import torch
 
+    from eckart.models._latency import processor
+
     return {
-        "cpu": _processor(),
+        "cpu": processor(),
         "cores": os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
         "gflops_float32": rate,
         "device": str(model.module.device),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _strict(value: Any, place: str, strange: list[str]) -> Any:

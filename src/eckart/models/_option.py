@@ -13,6 +13,7 @@ __all__ = [
     "Option",
     "dense",
     "factored",
+    "folded",
     "group_sizes",
     "grouped",
     "largest_useful_rank",
@@ -39,9 +40,9 @@ class Option:
 
     format: "dense"; "pair" for W ≈ up @ down; "shared" for a pair whose `down` other layers use as well, or, where
     `down_of` names a layer, one that uses that layer's, which alone stores and counts it; "pifa" for k of W_k's own
-    rows and the others as combinations of these;
-    "grouped" for the rows of a table, the frequent ones first, in groups that each have a factor pair. ranks: (), (k,),
-    or one for each group, that of all columns for a group that stays dense. params: numbers stored, bias and
+    rows and the others as combinations of these; "folded" for the same without the order of the rows, which the layers
+    that read its outputs follow instead; "grouped" for the rows of a table, the frequent ones first, in groups that
+    each have a factor pair. ranks: (), (k,), or one for each group, that of all columns for a group that stays dense. params: numbers stored, bias and
     permutation included. bytes: what they take as tensor data in `dtype`. flops: multiply-adds a token, where the
     matrix is multiplied by and not looked up in.
     """
@@ -101,6 +102,14 @@ def pifa(rows: int, columns: int, bias: bool, dtype: str, k: int) -> Option:
     return Option("pifa", (k,), dtype, params + rows, params * DTYPE_BYTES[dtype] + rows * INDEX_BYTES, numbers)
 
 
+def folded(rows: int, columns: int, bias: bool, dtype: str, k: int) -> Option:
+    """Return `pifa` without the order, which need not be stored where others can follow that of this layer's rows."""
+    _check_rank(rows, columns, k)
+    numbers = k * (rows + columns - k)
+    params = numbers + rows * bias
+    return Option("folded", (k,), dtype, params, params * DTYPE_BYTES[dtype], numbers)
+
+
 def group_sizes(rows: int) -> list[int]:
     """Return how many rows are in each group of a table: as many as in all before it together, rounding aside."""
     ends = sorted({rows >> shift for shift in range(GROUPS)} - {0})
@@ -126,7 +135,7 @@ def grouped(rows: int, columns: int, dtype: str, ranks: Sequence[int]) -> Option
     )
 
 
-_FORMATS: dict[str, Callable[[int, int, bool, str, int], Option]] = {"pair": pair, "pifa": pifa}
+_FORMATS: dict[str, Callable[[int, int, bool, str, int], Option]] = {"pair": pair, "pifa": pifa, "folded": folded}
 
 
 def factored(form: str, rows: int, columns: int, bias: bool, dtype: str, k: int) -> Option:
@@ -138,8 +147,8 @@ def largest_useful_rank(form: str, rows: int, columns: int) -> int:
     """Return the largest rank at which a format stores fewer numbers than the matrix, 0 where there is none."""
     if form == "pair":  # k (m + n) < m n
         return max(0, -(-rows * columns // (rows + columns)) - 1)
-    most = min(rows, columns)  # (m - k)(n - k) > m, for the order
-    return next((k for k in range(most, 0, -1) if (rows - k) * (columns - k) > rows), 0)
+    most, order = min(rows, columns), rows if form == "pifa" else 0  # k(m + n - k) + order < m n
+    return next((k for k in range(most, 0, -1) if (rows - k) * (columns - k) > order), 0)
 
 
 def _check_rank(rows: int, columns: int, k: int) -> None:

@@ -13,7 +13,7 @@ import torch
 from eckart.models._huggingface import HuggingFaceModel
 from eckart.models._model import Progress, silent
 
-__all__ = ["PROMPT", "Speed", "SpeedSettings", "Spread", "gemm_rate", "speeds"]
+__all__ = ["PROMPT", "Speed", "SpeedSettings", "Spread", "gemm_rate", "now", "seconds", "speeds"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def speeds(
 def gemm_rate(size: int = 2048, runs: int = 5) -> float:
     """Return the best rate of a float32 matrix product of this size over a few runs, GFLOP/s."""
     a = torch.ones(size, size)
-    best = min(_seconds(lambda: a @ a) for _ in range(runs))
+    best = min(seconds(lambda: a @ a) for _ in range(runs))
     return 2 * size**3 / best / 1e9
 
 
@@ -81,7 +81,7 @@ PROMPT = 32  # tokens before the first generated one
 def _prefill(model: HuggingFaceModel, tokens: torch.Tensor) -> float:
     batch = tokens[None].to(model.module.device)
     last = {"logits_to_keep": 1} if model.predicts_next_token else {}
-    return len(tokens) / _seconds(lambda: model.module(batch, **last))
+    return len(tokens) / seconds(lambda: model.module(batch, **last))
 
 
 def _decode(model: HuggingFaceModel, prompt: torch.Tensor, count: int) -> float:
@@ -93,18 +93,21 @@ def _decode(model: HuggingFaceModel, prompt: torch.Tensor, count: int) -> float:
             token = out.logits[:, -1:].argmax(-1)
             out = model.module(token, past_key_values=out.past_key_values, use_cache=True)
 
-    return count / _seconds(generate)
+    return count / seconds(generate)
 
 
-def _seconds(work: Callable[[], Any]) -> float:
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
+def seconds(work: Callable[[], Any]) -> float:
+    """Return how long the work takes."""
+    start = now()
     work()
-    if cuda:
+    return now() - start
+
+
+def now() -> float:
+    """Return the time in seconds at which all that was asked of a GPU, if there is one, is done."""
+    if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return time.perf_counter()
 
 
 def _spread(rates: list[float], baseline: list[float], i: int) -> Spread:

@@ -1,0 +1,425 @@
+"""How long a model and its layers take on this machine, in every form that a layer could have: measured, and kept.
+
+What is compared takes turns in random order, with weights that come from memory as they do in a model; of many calls a
+low percentile counts, since other work on the machine only ever adds time; and it takes two readings that agree. Where
+ECKART_CACHE names a folder the times stay there, under the processor, threads, versions and dtype that they hold for.
+On a GPU every call is waited for; that has not been verified on one.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import os
+import platform
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from eckart._files import dump_json, write_whole
+from eckart.errors import OutputError, UsageError
+from eckart.models._factored_layers import PivotingFactorization
+from eckart.models._huggingface import HuggingFaceModel
+from eckart.models._layers import layer_type
+from eckart.models._model import Layer, Progress
+from eckart.models._option import Option, group_sizes, largest_useful_rank
+from eckart.models._speed import PROMPT, SpeedSettings, now, seconds
+from eckart.models._table import tied_head
+
+__all__ = ["RANK_TILE", "Latency", "Shape", "Store", "Timings", "measured_latency", "processor"]
+
+SCHEMA = "eckart.latency/1"
+RANK_TILE = 16  # the time of a product grows in steps of this many columns of a factor
+GRID = 12  # ranks timed of a format, at most; between them time is linear
+POOL_BYTES = (
+    256 << 20
+)  # that weights are taken from in turn; 100 MB stay in a large third-level cache, 600 MB change less
+PERCENTILE = 0.1
+AGREEMENT = 0.05  # by which two readings may differ
+READINGS = 6  # at most; what does not agree by then counts with the second lowest
+PASSES = 8  # of the model in a reading
+READING_SECONDS = 0.02  # of one alternative in a reading, on average, within 5 to 60 calls
+LEAST_GAIN = 0.05  # of a layer's time; less is none
+
+
+@dataclass
+class Timings:
+    """points[call][k]: milliseconds of a call, as Shape.called names it, at rank k, 0 for dense.
+
+    layers: for a whole model, under a hash of its shapes, the milliseconds of each phase.
+    """
+
+    points: dict[str, dict[int, float]] = field(default_factory=dict)
+    models: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def ms(self, call: str, k: int = 0) -> float:
+        """Return the time at rank k, between measured ranks as on a line, beyond them as at the last."""
+        known = self.points[call]
+        ranks = sorted(known)
+        return float(np.interp(-(-k // RANK_TILE) * RANK_TILE, ranks, [known[rank] for rank in ranks]))
+
+
+class Shape(NamedTuple):
+    """What the time of a layer depends on, beside its format. kind: its class."""
+
+    kind: str
+    rows: int
+    columns: int
+    bias: bool
+
+    def called(self, form: str, tokens: int) -> str:
+        """Return the name in a table of a call in a format with so many rows."""
+        return f"{self.kind} {self.rows}x{self.columns}{'+bias' if self.bias else ''} {form} x{tokens}"
+
+
+def _shape(layer: Layer) -> Shape:
+    return Shape("Linear" if layer.table else layer.type, layer.rows, layer.columns, layer.bias)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """What time a layer takes in each phase of a workload.
+
+    whole: milliseconds of the dense model, by phase: "prefill" is a pass over `tokens` tokens, "decode" one more token.
+    calls: by phase and layer, with how many rows it is called.
+    """
+
+    whole: Mapping[str, float]
+    tokens: int
+    calls: Mapping[str, Mapping[str, Sequence[int]]]
+    timings: Timings
+    machine: str
+
+    def saved(self, layer: Layer, option: Option) -> dict[str, float]:
+        """Return by phase how many milliseconds less than when it is dense the layer takes as `option`."""
+        return {phase: self._dense(layer, phase) - self._ms(layer, option, phase) for phase in self.whole}
+
+    def price(self, layer: Layer, option: Option) -> float:
+        """Return the layer's part of the dense model's time, every phase counting alike; a gain below 5 % is none."""
+        dense = sum(self._dense(layer, phase) / ms for phase, ms in self.whole.items()) / len(self.whole)
+        if option.format == "dense":
+            return dense
+        price = sum(self._ms(layer, option, phase) / ms for phase, ms in self.whole.items()) / len(self.whole)
+        return price if price <= (1 - LEAST_GAIN) * dense else max(price, dense)
+
+    def _dense(self, layer: Layer, phase: str) -> float:
+        return sum(self.timings.ms(_shape(layer).called("dense", t)) for t in self.calls[phase].get(layer.name, ()))
+
+    def _ms(self, layer: Layer, option: Option, phase: str) -> float:
+        if option.format == "dense":
+            return self._dense(layer, phase)
+        calls = self.calls[phase].get(layer.name, ())
+        if layer.table:  # its groups one after the other; what putting them in order takes is not counted
+            groups = [
+                (size, "dense", 0) if k == layer.columns else (size, "pair", k)
+                for size, k in zip(group_sizes(layer.rows), option.ranks, strict=True)
+            ]
+            return sum(
+                self.timings.ms(_shape(replace(layer, rows=size)).called(form, t), k)
+                for t in calls
+                for size, form, k in groups
+            )
+        return sum(self.timings.ms(_shape(layer).called(option.format, t), option.ranks[0]) for t in calls)
+
+
+def measured_latency(
+    model: HuggingFaceModel, formats: Mapping[str, Sequence[str]], phases: Sequence[str], progress: Progress
+) -> Latency:
+    """Return the times of a dense model and of its layers in these formats; what is not known yet is measured.
+
+    phases: "prefill", "decode" or both; of a model that generates nothing, decode is left out. UsageError: nothing is
+    left then, or the model is an encoder-decoder.
+    """
+    if model.module.config.is_encoder_decoder:
+        raise UsageError(f"{model.name} is an encoder-decoder, which is not timed", fix="cost='params' or 'bytes'")
+    phases = [phase for phase in phases if phase == "prefill" or model.predicts_next_token]
+    if not phases:
+        raise UsageError(f"{model.name} generates no text, so it has no decode", fix="workload='prefill'")
+    tokens = min(SpeedSettings().prefill_tokens, model.context)
+    store = Store(model)
+    calls = {phase: _calls(model, formats, tokens if phase == "prefill" else 1) for phase in phases}
+    _time_model(model, formats, phases, tokens, store, progress)
+    rows = {name: {t for some in calls.values() for t in some.get(name, ())} for name in formats}
+    _time_layers(model, formats, rows, store, progress)
+    whole = store.timings.models[_shapes(model)]
+    return Latency(
+        {phase: whole[phase] for phase in phases}, tokens, calls, store.timings, "; ".join(store.machine.values())
+    )
+
+
+class Store:
+    """The times that are known of this machine, and the file that they are kept in."""
+
+    def __init__(self, model: HuggingFaceModel) -> None:
+        import eckart
+
+        weight = next(model.module.parameters())
+        self.machine = {
+            "processor": processor() if weight.device.type == "cpu" else torch.cuda.get_device_name(weight.device),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+            "threads": f"{torch.get_num_threads()} threads",
+            "software": f"torch {torch.__version__}, eckart {eckart.__version__}",
+            "dtype": str(weight.dtype).removeprefix("torch."),
+        }
+        cache = os.environ.get("ECKART_CACHE")
+        name = hashlib.sha256(json.dumps(self.machine, sort_keys=True).encode()).hexdigest()[:16]
+        self.path = Path(cache) / "latency" / f"{name}.json" if cache else None
+        self.timings = self._read() or Timings()
+
+    def _read(self) -> Timings | None:
+        """Return what the file holds, or None for one that is missing, damaged, or of another machine or version."""
+        try:
+            value = json.loads(self.path.read_bytes()) if self.path else None
+            if not isinstance(value, dict) or (value["schema"], value["machine"]) != (SCHEMA, self.machine):
+                return None
+            points = {str(name): {int(k): ms for k, ms in some.items()} for name, some in value["points"].items()}
+            models = {str(name): dict(some) for name, some in value["models"].items()}
+        except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+            return None
+        times = [ms for some in (*points.values(), *models.values()) for ms in some.values()]
+        right = all(type(ms) is float and math.isfinite(ms) and ms > 0 for ms in times) and all(points.values())
+        return Timings(points, models) if right else None
+
+    def write(self) -> None:
+        """Keep what is known; a cache that cannot be written only means that it is measured again."""
+        if self.path is None:
+            return
+        known = {name: {str(k): ms for k, ms in some.items()} for name, some in self.timings.points.items()}
+        value = {"schema": SCHEMA, "machine": self.machine, "points": known, "models": self.timings.models}
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with write_whole(self.path) as file:
+                file.write(dump_json(value).encode())
+        except (OSError, OutputError):
+            return
+
+
+def _shapes(model: HuggingFaceModel) -> str:
+    """Return a hash of what a model's time depends on: its class, configuration and the shapes of its tensors."""
+    shapes = [(name, list(tensor.shape)) for name, tensor in model.tensors()]
+    config = {name: value for name, value in model.module.config.to_dict().items() if name != "_name_or_path"}
+    text = json.dumps([type(model.module).__name__, shapes, config], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _places(model: HuggingFaceModel, names: Iterable[str]) -> list[tuple[str, str]]:
+    """Return with each layer the module that multiplies by its matrix: of a table the head tied to it, if any."""
+    layers, head = model.layers(), tied_head(model.module)
+    return [(name, head if layers[name].table else name) for name in names if head or not layers[name].table]
+
+
+@torch.no_grad()
+def _calls(model: HuggingFaceModel, names: Iterable[str], tokens: int) -> dict[str, list[int]]:
+    """Return with how many rows each layer is called in a pass over so many tokens; a table, where its head multiplies.
+
+    A number between one and all of the tokens, as experts see them, counts as the nearer of the two.
+    """
+    seen: dict[str, list[int]] = {}
+    handles = []
+    for name, place in _places(model, names):
+
+        def note(module: nn.Module, args: Any, output: torch.Tensor, name: str = name) -> None:
+            rows = output.numel() // max(1, output.shape[-1])
+            if rows:
+                seen.setdefault(name, []).append(1 if rows * rows < tokens else tokens)
+
+        handles.append(model.module.get_submodule(place).register_forward_hook(note))
+    last = {"logits_to_keep": 1} if model.predicts_next_token else {}
+    try:
+        model.module(torch.zeros(1, tokens, dtype=torch.long, device=model.module.device), **last)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def _time_model(
+    model: HuggingFaceModel,
+    names: Iterable[str],
+    phases: Sequence[str],
+    tokens: int,
+    store: Store,
+    progress: Progress,
+) -> None:
+    known = store.timings.models.setdefault(_shapes(model), {})
+    for i, phase in enumerate(phases):
+        progress("timing the dense model", i, len(phases))
+        if phase not in known:
+            known[phase] = 1000 * _time_phase(model, [place for _, place in _places(model, names)], phase, tokens)
+            store.write()
+    progress("timing the dense model", len(phases), len(phases))
+
+
+@torch.no_grad()
+def _time_phase(model: HuggingFaceModel, names: Sequence[str], phase: str, tokens: int) -> float:
+    """Return how long a pass takes: the sum over the calls of these layers and what is between them, of each the least.
+
+    On a busy machine no pass as a whole is left alone, but each of its parts is in some.
+    """
+    module, marks = model.module, list[float]()
+    prompt = max(1, min(PROMPT, model.context - PASSES - 1))
+    ids = torch.arange(max(tokens, prompt), device=module.device)[None] % module.get_input_embeddings().num_embeddings
+    more: dict[str, Any] = {"logits_to_keep": 1} if model.predicts_next_token else {}
+
+    def run() -> np.ndarray[Any, np.dtype[np.float64]]:
+        marks[:] = [now()]
+        module(ids[:, :1] if phase == "decode" else ids[:, :tokens], **more)
+        return np.diff([*marks, now()])
+
+    def mark(*_: Any) -> None:
+        marks.append(now())
+
+    layers = [module.get_submodule(name) for name in names]
+    handles = [listen(mark) for m in layers for listen in (m.register_forward_pre_hook, m.register_forward_hook)]
+    try:
+        readings: list[float] = []
+        for _ in range(READINGS):
+            if phase == "decode":
+                more = {"past_key_values": module(ids[:, :prompt], use_cache=True).past_key_values, "use_cache": True}
+            parts = [run() for _ in range(PASSES)]
+            readings = sorted([*readings, float(np.min(parts, axis=0).sum())])
+            if len(readings) > 1 and readings[1] <= (1 + AGREEMENT) * readings[0]:
+                break
+    finally:
+        for handle in handles:
+            handle.remove()
+    return readings[1]
+
+
+def _time_layers(
+    model: HuggingFaceModel,
+    formats: Mapping[str, Sequence[str]],
+    rows: Mapping[str, set[int]],
+    store: Store,
+    progress: Progress,
+) -> None:
+    """Measure what the table lacks of these layers, each distinct shape once. rows: of the calls of each layer."""
+    layers = model.layers()
+    wanted: dict[tuple[Shape, int], dict[str, nn.Module]] = {}  # by format, a layer of that shape
+    for name, forms in formats.items():
+        for t in rows.get(name, ()):
+            if layers[name].table:
+                for n in (layers[name].rows, *group_sizes(layers[name].rows)):
+                    like = nn.Linear(layers[name].columns, n, bias=False, device="meta", dtype=model.module.dtype)
+                    parts = ("dense",) if n == layers[name].rows else ("dense", "pair")
+                    some = wanted.setdefault((_shape(replace(layers[name], rows=n)), t), {})
+                    some.update(dict.fromkeys(parts, like))
+            else:
+                same = dict.fromkeys(("dense", *forms), model.module.get_submodule(name))
+                wanted.setdefault((_shape(layers[name]), t), {}).update(same)
+    known = store.timings.points
+    todo = {key: some for key, some in wanted.items() if any(key[0].called(form, key[1]) not in known for form in some)}
+    if not todo:
+        return
+    pool = _Pool(next(model.module.parameters()), max(shape.rows * shape.columns for shape, _ in todo))
+    for i, ((shape, t), some) in enumerate(todo.items()):
+        progress("timing layers", i, len(todo))
+        found = _agreed(_alternatives(shape, t, some, pool))
+        for form in some:
+            known[shape.called(form, t)] = _rising({k: 1000 * s for (f, k), s in found.items() if f == form})
+        store.write()
+    progress("timing layers", len(todo), len(todo))
+
+
+def _rising(times: Mapping[int, float]) -> dict[int, float]:
+    """Return the times with none above that of a higher rank, which does more work: what is was disturbed."""
+    ranks = sorted(times)
+    lowest = np.minimum.accumulate([times[k] for k in reversed(ranks)])[::-1]
+    return {k: float(ms) for k, ms in zip(ranks, lowest, strict=True)}
+
+
+class _Pool:
+    """Numbers that weights are taken from, each time others, so that they are in no cache when they are used."""
+
+    def __init__(self, like: torch.Tensor, largest: int) -> None:
+        few = torch.randn(1 << 16, generator=torch.Generator().manual_seed(0)).to(like)
+        count = max(POOL_BYTES // few.element_size(), 2 * largest)
+        self.numbers, self.place = few.repeat(-(-count // few.numel())), 0
+
+    def take(self, shape: torch.Size) -> torch.Tensor:
+        count = shape.numel()
+        if self.place + count > len(self.numbers):
+            self.place = 0
+        view = self.numbers[self.place : self.place + count].view(shape)
+        self.place += -(-count // 64) * 64
+        return view
+
+
+def _alternatives(
+    shape: Shape, tokens: int, forms: Mapping[str, nn.Module], pool: _Pool
+) -> dict[tuple[str, int], Callable[[], float]]:
+    """Return for each format, of a layer like the one given, and rank of the grid what times one call, in seconds."""
+    x = pool.take(torch.Size((1, tokens, shape.columns))).clone()
+    return {
+        (form, k): _call(_module(like, form, k, pool.numbers.device), x, pool)
+        for form, like in forms.items()
+        for k in _grid(form, shape.rows, shape.columns)
+    }
+
+
+def _grid(form: str, rows: int, columns: int) -> list[int]:
+    """Return the ranks that are timed: multiples of the tile up to where nothing is saved, a few of them if many."""
+    if form == "dense":
+        return [0]
+    last, most = largest_useful_rank(form, rows, columns), min(rows, columns)
+    tiles = np.unique(np.linspace(1, max(1, -(-last // RANK_TILE)), GRID).round().astype(int))
+    return sorted({min(int(tile) * RANK_TILE, most) for tile in tiles})
+
+
+def _module(like: nn.Module, form: str, k: int, device: Any) -> nn.Module:
+    """Return a layer like this one, dense or factored, whose weights are still to be taken from the pool."""
+    if form == "dense":
+        return copy.deepcopy(like, {id(tensor): tensor for tensor in (*like.parameters(), *like.buffers())}).eval()
+    kind = layer_type(like)
+    assert kind is not None
+    made = kind.factored(like, kind.options(like, "float32", {form: [k]})[1], None, device)
+    if isinstance(made, PivotingFactorization) and made.order is not None:
+        made.order = torch.randperm(made.out_features, generator=torch.Generator().manual_seed(0)).to(made.order)
+    return made.eval()
+
+
+def _call(module: nn.Module, x: torch.Tensor, pool: _Pool) -> Callable[[], float]:
+    owned = [(m, leaf, p.shape) for m in module.modules() for leaf, p in m._parameters.items() if p is not None]
+
+    def call() -> float:
+        for owner, leaf, shape in owned:
+            owner._parameters[leaf] = pool.take(shape)  # type: ignore[assignment]
+        return seconds(lambda: module(x))
+
+    return call
+
+
+@torch.no_grad()
+def _agreed(calls: Mapping[Any, Callable[[], float]]) -> dict[Any, float]:
+    """Return the time of each: the larger of its two lowest readings, which agree unless READINGS were not enough."""
+    order, draw = list(calls), random.Random(0)
+    turns = min(60, max(5, int(READING_SECONDS * len(calls) / sum(call() for call in calls.values()))))
+    readings: dict[Any, list[float]] = {name: [] for name in calls}
+    for reading in range(READINGS):
+        taken: dict[Any, list[float]] = {name: [] for name in calls}
+        for _ in range(turns):
+            draw.shuffle(order)
+            for name in order:
+                taken[name].append(calls[name]())
+        for name, some in taken.items():
+            readings[name] = sorted([*readings[name], float(np.quantile(some, PERCENTILE, method="lower"))])
+        if reading and all(some[1] <= (1 + AGREEMENT) * some[0] for some in readings.values()):
+            break
+    return {name: some[1] for name, some in readings.items()}
+
+
+def processor() -> str:
+    """Return the name of the processor, as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
