@@ -42,9 +42,9 @@ class Option:
     `down_of` names a layer, one that uses that layer's, which alone stores and counts it; "pifa" for k of W_k's own
     rows and the others as combinations of these; "folded" for the same without the order of the rows, which the layers
     that read its outputs follow instead; "grouped" for the rows of a table, the frequent ones first, in groups that
-    each have a factor pair. ranks: (), (k,), or one for each group, that of all columns for a group that stays dense. params: numbers stored, bias and
-    permutation included. bytes: what they take as tensor data in `dtype`. flops: multiply-adds a token, where the
-    matrix is multiplied by and not looked up in.
+    each have a factor pair. ranks: (), (k,), or one for each group, that of all columns for a group that stays dense.
+    params: numbers stored, bias and permutation included. bytes: what they take as tensor data in `dtype`. flops:
+    multiply-adds a token, where the matrix is multiplied by and not looked up in.
     """
 
     format: str

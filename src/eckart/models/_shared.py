@@ -56,6 +56,13 @@ class SharedPair(FactoredLayer):
         if bias is not None:
             self.up.bias = frozen(bias)
 
+    def reorder_(self, axis: int, places: torch.Tensor) -> None:
+        if axis == 1:
+            raise ValueError("the columns are those of a factor that other layers use as well")
+        self.up.weight = frozen(self.up.weight[places])
+        if self.up.bias is not None:
+            self.up.bias = frozen(self.up.bias[places])
+
 
 def share_downs_(module: nn.Module, owners: Mapping[str, str]) -> None:
     """Give the shared pairs of a model, by name, the layers whose `down` they use; InputError where these do not fit.
