@@ -17,8 +17,9 @@ import eckart
 from eckart._compress._allocate import Choices, least_loss, least_loss_within_both
 from eckart.errors import BudgetError, InputError, UsageError
 from eckart.models import _option
-from eckart.models._latency import RANK_TILE, Latency, Shape, Store, Timings
+from eckart.models._latency import Latency
 from eckart.models._model import Layer
+from eckart.models._timings import RANK_TILE, Shape, Store, Timings
 
 Tiny = Callable[..., Path]
 
@@ -269,12 +270,12 @@ def test_times_are_kept_and_a_damaged_or_foreign_file_is_measured_again(
         json.dumps({**value, "points": {call: {"0": "1"}}}).encode(),
     ):
         path.write_bytes(spoilt)
-        assert Store(model).timings == Timings()  # nothing of it is believed
+        assert Store(next(model.module.parameters())).timings == Timings()  # nothing of it is believed
     plan = eckart.plan(model, **arguments, **job)
     again = json.loads(path.read_text())
     assert again["points"].keys() == value["points"].keys()
     assert plan.timing.before_ms == again["models"][name]  # type: ignore[union-attr]
-    assert Store(model).timings.models == again["models"]
+    assert Store(next(model.module.parameters())).timings.models == again["models"]
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,7 @@ def test_the_offered_options_are_the_best_at_every_price(tmp_path: Path) -> None
     table = table_of(weight, shares / shares.sum(), torch.eye(48, dtype=torch.float64), tmp_path)
     sizes, method = _option.group_sizes(384), METHODS["two-sided"]
     least = _option.grouped(384, 48, "float16", [ranks_of_group(size, 48)[0] for size in sizes])
-    offers = _best_of_groups([_option.dense(384, 48, False, "float16"), least], table, method, "params")
+    offers = _best_of_groups([_option.dense(384, 48, False, "float16"), least], table, method)
 
     def loss(option: _option.Option) -> float:
         return sum(float(method.losses(part)[k]) for part, k in table.parts(option.ranks)) if option.ranks else 0.0

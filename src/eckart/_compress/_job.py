@@ -122,7 +122,8 @@ def planned(
     from eckart._compress._calibrate import truncations
     from eckart._compress._journal import journal_beside
     from eckart._compress._ranks import most_useful_ranks, ranks_on_offer, selected
-    from eckart.models._latency import RANK_TILE, measured_latency
+    from eckart.models._latency import measured_latency
+    from eckart.models._timings import RANK_TILE
 
     model, layers = job.model, job.model.layers()
     reasons = selected(layers, job.layers, tables=job.method.tables)

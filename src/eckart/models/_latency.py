@@ -11,21 +11,17 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import math
-import os
-import platform
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from eckart._files import dump_json, write_whole
-from eckart.errors import OutputError, UsageError
+from eckart.errors import UsageError
 from eckart.models._factored_layers import PivotingFactorization
 from eckart.models._huggingface import HuggingFaceModel
 from eckart.models._layers import layer_type
@@ -33,51 +29,18 @@ from eckart.models._model import Layer, Progress
 from eckart.models._option import Option, group_sizes, largest_useful_rank
 from eckart.models._speed import PROMPT, SpeedSettings, now, seconds
 from eckart.models._table import tied_head
+from eckart.models._timings import RANK_TILE, Shape, Store, Timings
 
-__all__ = ["RANK_TILE", "Latency", "Shape", "Store", "Timings", "measured_latency", "processor"]
+__all__ = ["Latency", "measured_latency"]
 
-SCHEMA = "eckart.latency/1"
-RANK_TILE = 16  # the time of a product grows in steps of this many columns of a factor
 GRID = 12  # ranks timed of a format, at most; between them time is linear
-POOL_BYTES = (
-    256 << 20
-)  # that weights are taken from in turn; 100 MB stay in a large third-level cache, 600 MB change less
+POOL_BYTES = 256 << 20  # that weights are taken from in turn; of 100 MB some stays in a cache, 600 MB change nothing
 PERCENTILE = 0.1
 AGREEMENT = 0.05  # by which two readings may differ
 READINGS = 6  # at most; what does not agree by then counts with the second lowest
 PASSES = 8  # of the model in a reading
 READING_SECONDS = 0.02  # of one alternative in a reading, on average, within 5 to 60 calls
 LEAST_GAIN = 0.05  # of a layer's time; less is none
-
-
-@dataclass
-class Timings:
-    """points[call][k]: milliseconds of a call, as Shape.called names it, at rank k, 0 for dense.
-
-    layers: for a whole model, under a hash of its shapes, the milliseconds of each phase.
-    """
-
-    points: dict[str, dict[int, float]] = field(default_factory=dict)
-    models: dict[str, dict[str, float]] = field(default_factory=dict)
-
-    def ms(self, call: str, k: int = 0) -> float:
-        """Return the time at rank k, between measured ranks as on a line, beyond them as at the last."""
-        known = self.points[call]
-        ranks = sorted(known)
-        return float(np.interp(-(-k // RANK_TILE) * RANK_TILE, ranks, [known[rank] for rank in ranks]))
-
-
-class Shape(NamedTuple):
-    """What the time of a layer depends on, beside its format. kind: its class."""
-
-    kind: str
-    rows: int
-    columns: int
-    bias: bool
-
-    def called(self, form: str, tokens: int) -> str:
-        """Return the name in a table of a call in a format with so many rows."""
-        return f"{self.kind} {self.rows}x{self.columns}{'+bias' if self.bias else ''} {form} x{tokens}"
 
 
 def _shape(layer: Layer) -> Shape:
@@ -144,7 +107,7 @@ def measured_latency(
     if not phases:
         raise UsageError(f"{model.name} generates no text, so it has no decode", fix="workload='prefill'")
     tokens = min(SpeedSettings().prefill_tokens, model.context)
-    store = Store(model)
+    store = Store(next(model.module.parameters()))
     calls = {phase: _calls(model, formats, tokens if phase == "prefill" else 1) for phase in phases}
     _time_model(model, formats, phases, tokens, store, progress)
     rows = {name: {t for some in calls.values() for t in some.get(name, ())} for name in formats}
@@ -153,53 +116,6 @@ def measured_latency(
     return Latency(
         {phase: whole[phase] for phase in phases}, tokens, calls, store.timings, "; ".join(store.machine.values())
     )
-
-
-class Store:
-    """The times that are known of this machine, and the file that they are kept in."""
-
-    def __init__(self, model: HuggingFaceModel) -> None:
-        import eckart
-
-        weight = next(model.module.parameters())
-        self.machine = {
-            "processor": processor() if weight.device.type == "cpu" else torch.cuda.get_device_name(weight.device),
-            "instructions": torch.backends.cpu.get_cpu_capability(),
-            "threads": f"{torch.get_num_threads()} threads",
-            "software": f"torch {torch.__version__}, eckart {eckart.__version__}",
-            "dtype": str(weight.dtype).removeprefix("torch."),
-        }
-        cache = os.environ.get("ECKART_CACHE")
-        name = hashlib.sha256(json.dumps(self.machine, sort_keys=True).encode()).hexdigest()[:16]
-        self.path = Path(cache) / "latency" / f"{name}.json" if cache else None
-        self.timings = self._read() or Timings()
-
-    def _read(self) -> Timings | None:
-        """Return what the file holds, or None for one that is missing, damaged, or of another machine or version."""
-        try:
-            value = json.loads(self.path.read_bytes()) if self.path else None
-            if not isinstance(value, dict) or (value["schema"], value["machine"]) != (SCHEMA, self.machine):
-                return None
-            points = {str(name): {int(k): ms for k, ms in some.items()} for name, some in value["points"].items()}
-            models = {str(name): dict(some) for name, some in value["models"].items()}
-        except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
-            return None
-        times = [ms for some in (*points.values(), *models.values()) for ms in some.values()]
-        right = all(type(ms) is float and math.isfinite(ms) and ms > 0 for ms in times) and all(points.values())
-        return Timings(points, models) if right else None
-
-    def write(self) -> None:
-        """Keep what is known; a cache that cannot be written only means that it is measured again."""
-        if self.path is None:
-            return
-        known = {name: {str(k): ms for k, ms in some.items()} for name, some in self.timings.points.items()}
-        value = {"schema": SCHEMA, "machine": self.machine, "points": known, "models": self.timings.models}
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with write_whole(self.path) as file:
-                file.write(dump_json(value).encode())
-        except (OSError, OutputError):
-            return
 
 
 def _shapes(model: HuggingFaceModel) -> str:
@@ -250,16 +166,17 @@ def _time_model(
     progress: Progress,
 ) -> None:
     known = store.timings.models.setdefault(_shapes(model), {})
-    for i, phase in enumerate(phases):
-        progress("timing the dense model", i, len(phases))
+    places = [place for _, place in _places(model, names)]
+    for phase in phases:
         if phase not in known:
-            known[phase] = 1000 * _time_phase(model, [place for _, place in _places(model, names)], phase, tokens)
+            known[phase] = 1000 * _time_phase(model, places, phase, tokens, partial(progress, f"timing {phase}"))
             store.write()
-    progress("timing the dense model", len(phases), len(phases))
 
 
 @torch.no_grad()
-def _time_phase(model: HuggingFaceModel, names: Sequence[str], phase: str, tokens: int) -> float:
+def _time_phase(
+    model: HuggingFaceModel, names: Sequence[str], phase: str, tokens: int, progress: Callable[[int, int], None]
+) -> float:
     """Return how long a pass takes: the sum over the calls of these layers and what is between them, of each the least.
 
     On a busy machine no pass as a whole is left alone, but each of its parts is in some.
@@ -281,7 +198,8 @@ def _time_phase(model: HuggingFaceModel, names: Sequence[str], phase: str, token
     handles = [listen(mark) for m in layers for listen in (m.register_forward_pre_hook, m.register_forward_hook)]
     try:
         readings: list[float] = []
-        for _ in range(READINGS):
+        for reading in range(READINGS):
+            progress(reading, READINGS)
             if phase == "decode":
                 more = {"past_key_values": module(ids[:, :prompt], use_cache=True).past_key_values, "use_cache": True}
             parts = [run() for _ in range(PASSES)]
@@ -291,6 +209,7 @@ def _time_phase(model: HuggingFaceModel, names: Sequence[str], phase: str, token
     finally:
         for handle in handles:
             handle.remove()
+    progress(READINGS, READINGS)
     return readings[1]
 
 
@@ -414,12 +333,3 @@ def _agreed(calls: Mapping[Any, Callable[[], float]]) -> dict[Any, float]:
         if reading and all(some[1] <= (1 + AGREEMENT) * some[0] for some in readings.values()):
             break
     return {name: some[1] for name, some in readings.items()}
-
-
-def processor() -> str:
-    """Return the name of the processor, as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
