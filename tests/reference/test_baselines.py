@@ -127,7 +127,11 @@ def test_fractions_by_type_follow_the_rule_of_svd_llm_v2() -> None:
         offers[name] = [_option.dense(8, 8, False, "float32"), *ranks]
         s = np.array([9.0, 8.0, loss, 0, 0, 0, 0, 0])  # at half the numbers the rank is 2, and `loss` is the norm lost
         cuts[name] = Truncation(s, torch.empty(8, 8), torch.empty(8, 8))
-    shares = _shares_by_type(offers, cuts, budget=4 * 32, cost="params")
+
+    def price(name: str, option: _option.Option) -> float:
+        return option.params
+
+    shares = _shares_by_type(offers, cuts, 4 * 32, price)
     scores = {name: 1 / np.log(loss) for name, loss in losses.items()}
     for name in losses:
         same = [score for other, score in scores.items() if other[-1] == name[-1]]
@@ -135,7 +139,7 @@ def test_fractions_by_type_follow_the_rule_of_svd_llm_v2() -> None:
     assert shares["0.q"] > 1 > shares["1.q"]
     assert shares["0.o"] == shares["1.o"] == 1
     cuts["0.q"] = Truncation(np.zeros(8), torch.empty(8, 8), torch.empty(8, 8))
-    assert _shares_by_type(offers, cuts, budget=4 * 32, cost="params")["1.q"] == 1  # 1 / log 0 is no score
+    assert _shares_by_type(offers, cuts, 4 * 32, price)["1.q"] == 1  # 1 / log 0 is no score
 
 
 @pytest.mark.parametrize("storage", ["auto", "pifa"])
