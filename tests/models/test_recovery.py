@@ -74,6 +74,12 @@ def test_training_needs_texts_and_factors(tiny: Tiny, texts: dict[str, Path]) ->
         compressed(tiny("llama"), texts, recover=1, format="dense")
 
 
+def test_a_text_of_one_piece_is_refused(tiny: Tiny, texts: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text(texts["train"].read_text()[:300])
+    with pytest.raises(UsageError, match="one piece of"):
+        eckart.compress(tiny("llama"), 0.8, method="plain", data=tmp_path / "short.txt", recover="2 steps")
+
+
 def test_all_pieces_are_seen_before_one_is_seen_again() -> None:
     pieces = torch.arange(7)[:, None].repeat(1, 4)
     seen = [int(i) for step in range(7) for i in _recover._batch(pieces, step, 3)[:, 0]]

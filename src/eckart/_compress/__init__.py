@@ -52,22 +52,9 @@ def plan(
     """
     target = as_target(keep, size, max_loss_increase, cost, workload)
     job = prepare(
-        model,
-        target,
-        method,
-        storage,
-        dtype,
-        data,
-        tokens,
-        context,
-        layers,
-        device,
-        max_shard_size,
-        seed,
-        progress,
-        calibration,
+        model, target, method, storage, dtype, data, tokens, context, layers, device, max_shard_size, seed, progress
     )
-    with planned(job) as (made, *_):
+    with planned(job, calibration=calibration) as (made, *_):
         return made
 
 
@@ -112,7 +99,7 @@ def compress(
     Plan, or the file of one, whose options are used as they stand. data: UTF-8 texts to calibrate on, of which `tokens`
     tokens are drawn by `seed` in pieces of `context`; only "plain" needs none. method: "two-sided" (inputs and output
     gradients, ranks by predicted loss), "input" (inputs alone), "plain" (truncated SVD, the same fraction everywhere),
-    "auto", or by its authors' formula "fwsvd", "asvd", "svd-llm", "svd- llm-v2" or "kfac". storage: of a layer of rank
+    "auto", or by its authors' formula "fwsvd", "asvd", "svd-llm", "svd-llm-v2" or "kfac". storage: of a layer of rank
     k, "pair" (two factors, k(m + n) numbers), "pifa" (k of its rows and the others' coefficients, k(m + n - k) numbers
     and an order: more rank for the same size, less speed at the same rank), or "auto", what serves each layer best, but
     pairs for "plain" and the baselines. layers: name patterns, "!" excludes. dtype: of the saved weights, by default
@@ -161,25 +148,12 @@ def compress(
     if given is not None:
         method, dtype = given.method, dtype or given.dtype
     job = prepare(
-        model,
-        target,
-        method,
-        storage,
-        dtype,
-        data,
-        tokens,
-        context,
-        layers,
-        device,
-        max_shard_size,
-        seed,
-        progress,
-        calibration,
+        model, target, method, storage, dtype, data, tokens, context, layers, device, max_shard_size, seed, progress
     )
     if out is not None:  # the least that it can take; the exact size is known, and checked, when it is written
         share = 0.0 if target is None or target.keep is None else target.keep
         check_room(Path(out), int(share * job.model.parameters * DTYPE_BYTES[job.dtype]))
-    with planned(job, given, out=None if out is None else Path(out), resume=resume) as (made, cuts, journal):
+    with planned(job, given, calibration=calibration, out=out, resume=resume) as (made, cuts, journal):
         small = job.model.copy()
         for name, option in sorted(made.options.items(), key=lambda item: bool(item[1].down_of)):  # owners first
             factors = cuts[name].factors(option.ranks)

@@ -57,7 +57,6 @@ class Job:
     max_shard_bytes: int
     seed: int
     progress: Progress
-    calibration: Path | None
 
 
 def prepare(
@@ -74,7 +73,6 @@ def prepare(
     max_shard_size: str | int,
     seed: int,
     progress: Progress | None,
-    calibration: Source | None,
 ) -> Job:
     """Return the job that the arguments of `compress` describe; its errors are those of `compress`."""
     from eckart._compress._methods import choose_method
@@ -105,19 +103,22 @@ def prepare(
     if dtype not in DTYPE_BYTES or dtype.startswith("float8"):
         raise UsageError(f"weights cannot be saved as {dtype!r}", fix="float32, float16, bfloat16 or float64")
     shard = parse_size(max_shard_size)
-    kept = None if calibration is None else Path(calibration)
-    return Job(
-        opened, target, chosen, formats, dtype, data, tokens, context, layers, device, shard, seed, progress, kept
-    )
+    return Job(opened, target, chosen, formats, dtype, data, tokens, context, layers, device, shard, seed, progress)
 
 
 @contextlib.contextmanager
 def planned(
-    job: Job, given: Plan | None = None, *, out: Path | None = None, resume: bool = False
+    job: Job,
+    given: Plan | None = None,
+    *,
+    calibration: Source | None,
+    out: Source | None = None,
+    resume: bool = False,
 ) -> Iterator[tuple[Plan, Mapping[str, Cut], Journal]]:
     """Give the plan, the truncations from which it can be carried out while the block lasts, and the journal.
 
-    out: where the result will be, beside which a run that is interrupted leaves what it has; resume: go on with that.
+    calibration: the folder in which the journal stays. out: where the result will be, beside which a run that is
+    interrupted leaves what it has otherwise; resume: go on with that.
     """
     from eckart._compress._calibrate import truncations
     from eckart._compress._journal import journal_beside
@@ -154,8 +155,9 @@ def planned(
             }
 
     pieces = _pieces(job)
-    fingerprint = {} if out is None and job.calibration is None else _fingerprint(job, pieces, ranks)
-    with journal_beside(out, job.calibration, fingerprint, resume=resume) as journal:
+    place, kept = (None if path is None else Path(path) for path in (out, calibration))
+    fingerprint = {} if place is None and kept is None else _fingerprint(job, pieces, ranks)
+    with journal_beside(place, kept, fingerprint, resume=resume) as journal:
         cuts = truncations(
             model, list(ranks), pieces, job.method, ranks.__getitem__, journal, device=job.device, progress=job.progress
         )

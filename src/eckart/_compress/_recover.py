@@ -25,6 +25,7 @@ from torch import nn
 from torch.nn import functional
 
 from eckart._compress._journal import Journal
+from eckart.errors import UsageError
 from eckart.models._factored_layers import FactoredLayer
 
 if TYPE_CHECKING:
@@ -73,10 +74,14 @@ def recover_(
 
     effort: how many steps, or how many minutes, which become a number of steps once the first ones have been timed.
     device: where, None for where `small` is. The journal is where an interrupted training goes on. Weights that are no
-    better on held-out pieces are given up.
+    better on held-out pieces are given up. UsageError: there are not two pieces.
     """
-    held = pieces[_shuffled(pieces, seed)[: min(HELD_OUT, len(pieces) // 2)]]
-    others = pieces[_shuffled(pieces, seed)[len(held) :]]
+    if len(pieces) < 2:
+        raise UsageError(
+            f"the texts make one piece of {pieces.shape[1]} tokens; recovery trains on some and is judged by others",
+            fix="more text, or a smaller --context",
+        )
+    held, others = pieces[_shuffled(pieces, seed)].tensor_split([min(HELD_OUT, len(pieces) // 2)])
     trained = _own(small)
     first = {name: p.detach().clone() for name, p in trained.items()}
     with _moved(device, small, dense):
