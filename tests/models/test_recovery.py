@@ -12,6 +12,7 @@ import torch
 import eckart
 from eckart._compress import _recover
 from eckart.errors import UsageError
+from eckart.models._quality import quality
 from eckart.models._texts import contexts, read_text
 from eckart.report import write_report
 
@@ -39,6 +40,8 @@ def test_training_brings_the_outputs_nearer(tiny: Tiny, texts: dict[str, Path], 
     pieces = contexts(model.tokenizer, read_text(texts["test"]), context=64, count=16)
     trained, raw = (_recover._judged(one, model, pieces) for one in (small, untrained))
     assert trained < raw
+    if model.predicts_next_token:  # the same divergence as that which is reported
+        assert trained == pytest.approx(quality([model, small], pieces)[1].kl, rel=1e-4)
 
 
 def test_what_is_no_better_is_given_up(tiny: Tiny, texts: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,18 @@ def test_saved_once_counted_once_and_reloaded(tiny: Tiny, tmp_path: Path, kind: 
     assert torch.equal(copy.run(TOKENS), small.run(TOKENS))
 
 
+def test_rows_follow_another_order_and_columns_cannot(tiny: Tiny) -> None:
+    _, small = shared_model(tiny, "gpt2", 20)
+    layer: Any = small.module.get_submodule(GROUPS["gpt2"][0][1])
+    weight, bias = layer.weight.clone(), layer.up.bias.clone()
+    places = torch.randperm(len(weight), generator=torch.Generator().manual_seed(0))
+    layer.reorder_(0, places)
+    assert torch.equal(layer.weight, weight[places])
+    assert torch.equal(layer.up.bias, bias[places])
+    with pytest.raises(ValueError, match="other layers use as well"):
+        layer.reorder_(1, places)
+
+
 def test_a_copy_shares_with_its_own_layers(tiny: Tiny) -> None:
     _, small = shared_model(tiny, "llama", 20)
     twin = small.copy()
