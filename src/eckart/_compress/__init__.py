@@ -136,7 +136,7 @@ def compress(
         check_room(Path(out), int(share * job.model.parameters * DTYPE_BYTES[job.dtype]))
     with planned(job, given, out=None if out is None else Path(out), resume=resume) as (made, cuts):
         small = job.model.copy()
-        for name, option in made.options.items():
+        for name, option in sorted(made.options.items(), key=lambda item: bool(item[1].down_of)):  # owners first
             factors = cuts[name].factors(option.ranks)
             small = small.assign_(name, factors) if format == "dense" else small.replace_(name, option, factors)
         small.round_(job.dtype)

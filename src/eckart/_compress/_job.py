@@ -16,7 +16,7 @@ from eckart._compress._target import Target, check_target
 from eckart.errors import UsageError
 from eckart.models import Model, open_model
 from eckart.models._model import Layer, Progress, silent
-from eckart.models._option import DTYPE_BYTES, Option
+from eckart.models._option import DTYPE_BYTES, Option, read_option
 from eckart.models._safetensors import parse_size
 
 if TYPE_CHECKING:
@@ -128,8 +128,9 @@ def planned(
 
         def choose(cuts: Mapping[str, Cut]) -> dict[str, Option]:
             return {
-                name: model.options(name, job.dtype, {o.format: [o.ranks] if layers[name].table else o.ranks})[1]
+                name: read_option({**o.to_json(), "dtype": job.dtype}, layer.rows, layer.columns, layer.bias)
                 for name, o in wanted.items()
+                for layer in [layers[name]]
             }
 
     pieces = _pieces(job)
@@ -257,9 +258,10 @@ def _fitting(given: Plan, model: HuggingFaceModel, *, tables: bool) -> dict[str,
             )
         if planned.name in given.options and (reason := reason_to_keep(layer, tables=tables)):
             raise UsageError(f"{planned.name} cannot be factored: it is {reason}", fix="make it dense in the plan")
-        if planned.name in given.options and layer.table != (planned.option.format == "grouped"):
+        form = planned.option.format
+        if planned.name in given.options and (layer.table != (form == "grouped") or form == "shared"):
             raise UsageError(
-                f"{planned.name} cannot be stored as {planned.option.format!r}",
+                f"{planned.name} cannot be stored as {form!r} by this method",
                 fix='an embedding as "grouped", another layer as "pair" or "pifa"',
             )
     return given.options

@@ -10,7 +10,7 @@ from typing import Any
 
 from eckart._files import dump_json, write_whole
 from eckart.errors import InputError, UsageError
-from eckart.models._option import Option, dense, factored, group_sizes, grouped, read_option
+from eckart.models._option import Option, dense, factored, group_sizes, grouped, read_option, shared
 
 __all__ = ["ADDITIVE_UNIT", "LayerPlan", "Plan"]
 
@@ -91,25 +91,24 @@ class Plan:
         """Return this plan with one layer at rank k, or dense where k is None; the totals follow, its loss is unknown.
 
         It keeps its format; a dense layer becomes a factor pair, and of an embedding all groups of rows get this rank.
+        Layers that share a factor change together.
         The bytes are those of the numbers that change; `compress` recomputes the files' exact size.
         """
         found = [layer for layer in self.layers if layer.name == name]
         if not found:
             raise UsageError(f"the plan has no layer {name!r}", fix=f"for example {self.layers[0].name!r}")
-        (old,) = found
-        form = "pair" if old.option.format == "dense" else old.option.format
-        if k is None:
-            option = old.dense
-        elif old.table:
-            option = grouped(old.rows, old.columns, self.dtype, [k] * len(group_sizes(old.rows)))
-        else:
-            option = factored(form, old.rows, old.columns, old.bias, self.dtype, k)
-        new = replace(old, option=option, loss_increase=None if k else 0.0, relative_error=None if k else 0.0)
+        owner = found[0].option.down_of or name
+        changed = {
+            layer.name: (layer.option, _at_rank(layer, k, self.dtype))
+            for layer in self.layers
+            if owner in (layer.name, layer.option.down_of)
+        }
         return replace(
             self,
-            layers=tuple(new if layer is old else layer for layer in self.layers),
-            parameters_after=self.parameters_after + option.params - old.option.params,
-            bytes_after=self.bytes_after + option.bytes - old.option.bytes,
+            layers=tuple(changed[layer.name][1] if layer.name in changed else layer for layer in self.layers),
+            parameters_after=self.parameters_after
+            + sum(new.option.params - old.params for old, new in changed.values()),
+            bytes_after=self.bytes_after + sum(new.option.bytes - old.bytes for old, new in changed.values()),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -200,6 +199,19 @@ class Plan:
                 f"{loss:>10}  {layer.kept}".rstrip()
             )
         return "\n".join(lines)
+
+
+def _at_rank(layer: LayerPlan, k: int | None, dtype: str) -> LayerPlan:
+    rows, columns, bias, form = layer.rows, layer.columns, layer.bias, layer.option.format
+    if k is None:
+        option = layer.dense
+    elif layer.table:
+        option = grouped(rows, columns, dtype, [k] * len(group_sizes(rows)))
+    elif form == "shared":
+        option = shared(rows, columns, bias, dtype, k, layer.option.down_of)
+    else:
+        option = factored("pair" if form == "dense" else form, rows, columns, bias, dtype, k)
+    return replace(layer, option=option, loss_increase=None if k else 0.0, relative_error=None if k else 0.0)
 
 
 def _layer_to_json(layer: LayerPlan) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from eckart.errors import InputError, MissingExtraError
 from eckart.models._layers import layer_type, placeholder
 from eckart.models._option import Option, read_option
+from eckart.models._shared import share_downs_
 from eckart.models._table import FactoredTable, tie_head_, tied_head
 
 __all__ = ["PREFIX", "STEM", "factored_config", "factored_model", "register", "swap_layers"]
@@ -86,14 +87,23 @@ def swap_layers(module: Any, options: dict[str, Any]) -> None:
     prefix = getattr(module, "base_model_prefix", "") + "."
     known = dict(module.named_modules())
     head = tied_head(module)
-    for full_name, value in options.items():
+    owners: dict[str, str] = {}
+
+    def within(full_name: str) -> str:
         # A bare base model, such as LlamaModel, has its layers without the prefix that the full model gives them.
-        name = full_name if full_name in known else full_name.removeprefix(prefix)
+        return full_name if full_name in known else full_name.removeprefix(prefix)
+
+    for full_name, value in options.items():
+        name = within(full_name)
         kind = layer_type(known[name]) if name in known else None
         if kind is None:
             raise InputError(f"config.json names the factored layer {full_name!r}, which this architecture lacks")
         (rows, columns), bias = kind.matrix(known[name]).shape, getattr(known[name], "bias", None) is not None
-        module.set_submodule(name, placeholder(known[name], read_option(value, rows, columns, bias)))
+        option = read_option(value, rows, columns, bias)
+        module.set_submodule(name, placeholder(known[name], option))
+        if option.down_of:
+            owners[name] = within(option.down_of)
+    share_downs_(module, owners)
     if head and isinstance(module.get_input_embeddings(), FactoredTable):
         tie_head_(module, head)
 

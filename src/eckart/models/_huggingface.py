@@ -21,6 +21,7 @@ from eckart.models._factored_layers import FactoredLayer
 from eckart.models._layers import Embedding, Factors, LayerType, layer_type, placeholder
 from eckart.models._model import Layer, Weight
 from eckart.models._option import Option
+from eckart.models._shared import share_downs_
 from eckart.models._table import tie_head_, tied_head
 from eckart.models._taps import Gradients, TableTaps, Taps, table_tapped, tapped
 
@@ -179,10 +180,15 @@ class HuggingFaceModel:
         return twin
 
     def replace_(self, name: str, option: Option, factors: Factors) -> HuggingFaceModel:
-        """Put a factored layer in the place of a dense one; the head that is tied to an embedding follows it."""
+        """Put a factored layer in the place of a dense one; the head that is tied to an embedding follows it.
+
+        A layer that is to share another's factor needs that other one to have been replaced.
+        """
         module, kind = self._layer(name)
         head = tied_head(self.module) if isinstance(kind, Embedding) else ""
         self.module.set_submodule(name, kind.factored(module, option, factors))
+        if option.down_of:
+            share_downs_(self.module, {name: option.down_of})
         if head:
             tie_head_(self.module, head)
         self.replaced[name] = option

@@ -17,6 +17,7 @@ from eckart._factorise import Pair, RowGroups
 from eckart.models import _option
 from eckart.models._factored_layers import FactoredLayer, FactorPair, PivotingFactorization, frozen
 from eckart.models._option import Option
+from eckart.models._shared import SharedPair
 from eckart.models._table import fill_table
 
 __all__ = ["Embedding", "Factors", "LayerType", "layer_type", "placeholder"]
@@ -46,7 +47,7 @@ class LayerType(Protocol):
         """Give the layer itself the weight W, (m, n)."""
 
 
-_FACTORED = {"pair": FactorPair, "pifa": PivotingFactorization}
+_FACTORED = {"pair": FactorPair, "shared": SharedPair, "pifa": PivotingFactorization}
 
 
 class _Matmul:
@@ -67,7 +68,8 @@ class _Matmul:
     def factored(self, module: nn.Module, option: Option, factors: Factors | None, device: Any = None) -> nn.Module:
         weight, bias = self.matrix(module), cast("torch.Tensor | None", module.bias)
         (m, n), (k,) = weight.shape, option.ranks
-        new: FactoredLayer = _FACTORED[option.format](m, n, k, bias is not None, device="meta", dtype=weight.dtype)
+        form = "pair" if option.format == "shared" and not option.down_of else option.format
+        new: FactoredLayer = _FACTORED[form](m, n, k, bias is not None, device="meta", dtype=weight.dtype)
         if factors is None:
             return new.to_empty(device=device or weight.device)
         assert isinstance(factors, Pair)

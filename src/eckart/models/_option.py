@@ -19,6 +19,7 @@ __all__ = [
     "pair",
     "pifa",
     "read_option",
+    "shared",
 ]
 
 OPTION_VERSION = 1
@@ -36,7 +37,9 @@ GROUPS = 6  # of the rows of a table: half of them in the last, a quarter in the
 class Option:
     """One way of storing a layer.
 
-    format: "dense"; "pair" for W ≈ up @ down; "pifa" for k of W_k's own rows and the others as combinations of these;
+    format: "dense"; "pair" for W ≈ up @ down; "shared" for a pair whose `down` other layers use as well, or, where
+    `down_of` names a layer, one that uses that layer's, which alone stores and counts it; "pifa" for k of W_k's own
+    rows and the others as combinations of these;
     "grouped" for the rows of a table, the frequent ones first, in groups that each have a factor pair. ranks: (), (k,),
     or one for each group, that of all columns for a group that stays dense. params: numbers stored, bias and
     permutation included. bytes: what they take as tensor data in `dtype`. flops: multiply-adds a token, where the
@@ -49,10 +52,18 @@ class Option:
     params: int
     bytes: int
     flops: int
+    down_of: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return what identifies the option; the counts follow from it and from the layer's shape."""
-        return {"version": OPTION_VERSION, "format": self.format, "ranks": list(self.ranks), "dtype": self.dtype}
+        owner = {"down_of": self.down_of} if self.down_of else {}
+        return {
+            "version": OPTION_VERSION,
+            "format": self.format,
+            "ranks": list(self.ranks),
+            "dtype": self.dtype,
+            **owner,
+        }
 
 
 def dense(rows: int, columns: int, bias: bool, dtype: str) -> Option:
@@ -66,6 +77,17 @@ def pair(rows: int, columns: int, bias: bool, dtype: str, k: int) -> Option:
     _check_rank(rows, columns, k)
     params = k * (rows + columns) + rows * bias
     return Option("pair", (k,), dtype, params, params * DTYPE_BYTES[dtype], k * (rows + columns))
+
+
+def shared(rows: int, columns: int, bias: bool, dtype: str, k: int, down_of: str = "") -> Option:
+    """Return the option of one of several layers that share the `down` of a factor pair; RankError outside 1 … columns.
+
+    down_of: name of the layer that stores `down`, of the same rank and columns; "" for that layer itself.
+    """
+    if not 1 <= k <= columns:
+        raise RankError(f"rank {k} asked of layers with {columns} columns", fix=f"choose a rank from 1 to {columns}")
+    params = k * (rows if down_of else rows + columns) + rows * bias
+    return Option("shared", (k,), dtype, params, params * DTYPE_BYTES[dtype], k * (rows + columns), down_of)
 
 
 def pifa(rows: int, columns: int, bias: bool, dtype: str, k: int) -> Option:
@@ -144,10 +166,13 @@ def read_option(value: Any, rows: int, columns: int, bias: bool) -> Option:
         return dense(rows, columns, bias, dtype)
     if form in _FORMATS and len(ranks) == 1 and type(ranks[0]) is int:
         return factored(form, rows, columns, bias, dtype, ranks[0])
+    if form == "shared" and len(ranks) == 1 and type(ranks[0]) is int and isinstance(value.get("down_of", ""), str):
+        return shared(rows, columns, bias, dtype, ranks[0], value.get("down_of", ""))
     if form == "grouped" and not bias and all(type(k) is int for k in ranks):
         return grouped(rows, columns, dtype, ranks)
     known = ", ".join(f'"{name}"' for name in _FORMATS)
     raise InputError(
         f"unknown layer option {form!r} with ranks {ranks!r}",
-        fix=f'"dense" with [], {known} with [k], or, for an embedding, "grouped" with a rank a group',
+        fix=f'"dense" with [], {known} with [k], "shared" with [k] and the name "down_of" of a layer, if not its own, '
+        'or, for an embedding, "grouped" with a rank a group',
     )
