@@ -12,10 +12,12 @@ import torch
 from torch import nn
 
 import eckart
+from eckart._compress._correct import refit
 from eckart._compress._methods import METHODS
 from eckart._compress._ranks import _shares_by_type
 from eckart._factorise import Truncation, truncation
 from eckart.models import _option
+from eckart.models._cross import CrossGram
 from eckart.models._taps import clipped, tapped
 
 M, N, K, PIECES, TOKENS = 24, 16, 6, 5, 40
@@ -79,12 +81,42 @@ def by_kfac(W: Array, x: Array, g: Array, dW: Array) -> Array:
     return truncated(W, np.linalg.cholesky(R).T, np.linalg.cholesky(C))
 
 
+def by_svd_llm_update(W: Array, x: Array, g: Array, dW: Array) -> Array:
+    """Wang et al., ICLR 2025: U ← argmin ‖U (V x') - W x'‖, x' behind the compressed layers, by least squares."""
+    V, seen = right_factor(W, x), rows(changed(x))
+    U = np.linalg.lstsq(seen @ V.T, seen @ W.T)[0].T
+    return U @ V
+
+
+def by_mpifa(W: Array, x: Array, g: Array, dW: Array) -> Array:
+    """PIFA, ICML 2025, two steps: a quarter of the target is the dense output; λ = 1e-3 towards W, on sums."""
+    V, before, seen = right_factor(W, x), rows(x), rows(changed(x))
+    wanted = 0.75 * seen @ W.T + 0.25 * before @ W.T
+    XTX, YTX = seen.T @ seen, wanted.T @ seen
+    U = np.linalg.solve((V @ XTX @ V.T).T, (YTX @ V.T).T).T
+    new = np.linalg.solve((XTX + 1e-3 * np.eye(N)).T, (YTX + 1e-3 * W).T).T
+    return U @ np.linalg.lstsq(U, new)[0]
+
+
+def right_factor(W: Array, x: Array) -> Array:
+    S = np.linalg.cholesky(rows(x).T @ rows(x))
+    _, s, Vt = np.linalg.svd(W @ S)
+    return np.sqrt(s[:K])[:, None] * Vt[:K] @ np.linalg.inv(S)
+
+
+def changed(x: Array) -> Array:
+    """What the layer reads once those before it are compressed."""
+    return x + 0.3 * np.roll(x, 1, axis=-1)
+
+
 FORMULAS = {
     "plain": by_plain,
     "fwsvd": by_fwsvd,
     "asvd": by_asvd,
     "svd-llm": by_svd_llm,
+    "svd-llm-update": by_svd_llm_update,
     "svd-llm-v2": by_svd_llm,
+    "mpifa": by_mpifa,
     "kfac": by_kfac,
 }
 
@@ -104,6 +136,11 @@ def test_a_layer_is_truncated_by_its_authors_formula(seen: dict[str, Array], nam
             layer(some.requires_grad_()).backward(gradient)
     inputs, outputs = method.metric(taps, "layer")
     pair = truncation(layer.weight.detach(), inputs=inputs, outputs=outputs).pair(K)
+    if method.correction:
+        sums = CrossGram(N)
+        for before, instead in zip(x, torch.tensor(changed(seen["x"])), strict=True):
+            sums.add(before, instead)
+        pair = refit(layer.weight.detach(), pair, sums, method.correction)
     expected = FORMULAS[name](*(seen[part] for part in ("W", "x", "g", "dW")))
     assert np.linalg.norm((pair.up @ pair.down).numpy() - expected) <= 1e-5 * np.linalg.norm(expected)
 
@@ -147,5 +184,7 @@ def test_every_baseline_compresses_a_model_within_the_budget(
     job: dict[str, Any] = {"data": texts["train"], "tokens": 1024, "context": 64}
     small = eckart.compress(model, 0.75, method=name, storage=storage, **job)
     assert 0.74 * model.parameters <= small.parameters <= 0.75 * model.parameters
-    assert {option.format for option in small.replaced.values()} == {"pifa" if storage == "pifa" else "pair"}
+    assert {option.format for option in small.replaced.values()} == {
+        METHODS[name].storage if storage == "auto" else storage
+    }
     assert torch.isfinite(small.run(torch.arange(3, 67)[None])).all()

@@ -34,6 +34,7 @@ def plan(
     cost: Literal["params", "bytes"] = "params",
     data: Texts | None = None,
     method: str = "auto",
+    correct: bool | None = None,
     storage: Literal["auto", "pair", "pifa"] = "auto",
     layers: str | Sequence[str] = "*",
     dtype: str | None = None,
@@ -50,10 +51,11 @@ def plan(
     """
     target = as_target(keep, size, max_loss_increase, cost)
     job = prepare(
-        model, target, method, storage, dtype, data, tokens, context, layers, device, max_shard_size, seed, progress
-    )
-    with planned(job) as (made, _):
-        return made
+        model, target, method, correct, storage, dtype, data, tokens, context, layers, device, max_shard_size, seed,
+        progress,
+    )  # fmt: skip
+    with planned(job) as found:
+        return found.plan
 
 
 def compress(
@@ -68,6 +70,7 @@ def compress(
     evaluate: Texts | None = None,
     beside: Sequence[Source] = (),
     method: str = "auto",
+    correct: bool | None = None,
     storage: Literal["auto", "pair", "pifa"] = "auto",
     layers: str | Sequence[str] = "*",
     dtype: str | None = None,
@@ -92,7 +95,8 @@ def compress(
     to calibrate on, of which `tokens` tokens are drawn by `seed` in pieces of `context`; only "plain" needs none.
     method: "two-sided" (inputs and output gradients, ranks by predicted loss), "input" (inputs alone), "plain"
     (truncated SVD, the same fraction everywhere), "auto", or by its authors' formula "fwsvd", "asvd", "svd-llm",
-    "svd-llm-v2" or "kfac". storage: of a layer of rank k, "pair" (two factors, k(m + n) numbers), "pifa" (k of its rows
+    "svd-llm-v2" or "kfac". correct: fit the factors anew, block by block, to what the compressed blocks before them
+    let through. storage: of a layer of rank k, "pair" (two factors, k(m + n) numbers), "pifa" (k of its rows
     and the others' coefficients, k(m + n - k) numbers and an order: more rank for the same size, less speed at the same
     rank), or "auto", what serves each layer best, but pairs for "plain" and the baselines. layers: name patterns, "!"
     excludes. dtype: of the saved weights, by default that of the source, float16 for a quantised one. format:
@@ -106,6 +110,7 @@ def compress(
     The result has `.plan` and, if evaluated, `.measurement` (schema "eckart.compare/1").
     UsageError, InputError, BudgetError, OutputError, NumericalError: as their names say; nothing is left behind then.
     """
+    from eckart._compress._correct import correct_
     from eckart._compress._finish import Evaluation, finish
 
     target = None if plan is not None else as_target(keep, size, max_loss_increase, cost)
@@ -117,8 +122,8 @@ def compress(
         raise UsageError("evaluate= measures the saved files, so it needs out=", fix="eckart.measure(model, data=…)")
     if beside and evaluate is None:
         raise UsageError("beside= names models to measure, so it needs evaluate=", fix="evaluate=TEXT, or drop beside=")
-    if plan is not None and (method != "auto" or storage != "auto" or layers != "*"):
-        raise UsageError("plan= decides method, storage and layers, so these cannot be given with it")
+    if plan is not None and (method != "auto" or storage != "auto" or layers != "*" or correct is not None):
+        raise UsageError("plan= decides method, correct, storage and layers, so these cannot be given with it")
     if format not in ("factored", "dense"):
         raise UsageError(f"there is no format {format!r}", fix="factored or dense")
     if resume and out is None:
@@ -127,18 +132,26 @@ def compress(
         refuse_existing(Path(out))
     given = plan if isinstance(plan, Plan) or plan is None else Plan.load(os.fspath(plan))
     if given is not None:
-        method, dtype = given.method, dtype or given.dtype
+        method, correct, dtype = given.method, given.correct or None, dtype or given.dtype
     job = prepare(
-        model, target, method, storage, dtype, data, tokens, context, layers, device, max_shard_size, seed, progress
-    )
+        model, target, method, correct, storage, dtype, data, tokens, context, layers, device, max_shard_size, seed,
+        progress,
+    )  # fmt: skip
     if out is not None:  # the least that it can take; the exact size is known, and checked, when it is written
         share = 0.0 if target is None or target.keep is None else target.keep
         check_room(Path(out), int(share * job.model.parameters * DTYPE_BYTES[job.dtype]))
-    with planned(job, given, out=None if out is None else Path(out), resume=resume) as (made, cuts):
-        small = job.model.copy()
-        for name, option in sorted(made.options.items(), key=lambda item: bool(item[1].down_of)):  # owners first
-            factors = cuts[name].factors(option.ranks)
-            small = small.assign_(name, factors) if format == "dense" else small.replace_(name, option, factors)
+    with planned(job, given, out=None if out is None else Path(out), resume=resume) as found:
+        small, made = job.model.copy(), found.plan
+        options = dict(sorted(made.options.items(), key=lambda item: bool(item[1].down_of)))  # owners first
+
+        def put_(name: str, factors: Any) -> None:
+            small.assign_(name, factors) if format == "dense" else small.replace_(name, options[name], factors)
+
+        if job.correction is None:
+            for name, option in options.items():
+                put_(name, found.cuts[name].factors(option.ranks))
+        else:
+            correct_(job, found, small, options, put_)
         small.round_(job.dtype)
         small.stored_dtype, small.plan, small.source_bytes = job.dtype, made, job.model.input_bytes
         if out is not None:

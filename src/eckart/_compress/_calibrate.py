@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from eckart.models._model import Progress
     from eckart.models._taps import Taps
 
-__all__ = ["BATCH_TOKENS", "truncations"]
+__all__ = ["batches_of", "home_blocks", "truncations"]
 
 BATCH_TOKENS = 1024  # run through a block at once
 
@@ -73,8 +73,7 @@ def truncations(
             for done, _ in enumerate(take(names, None), 1):
                 progress("factorising", done, len(names))
         elif not all(map(journal.has, names)):
-            batches = pieces.split(max(1, BATCH_TOKENS // pieces.shape[1]))
-            with contextlib.closing(model.runner(batches, device, journal.folder)) as runner:
+            with contextlib.closing(model.runner(batches_of(pieces), device, journal.folder)) as runner:
                 tables = [name for name in names if model.layers()[name].table]
                 others = [name for name in names if name not in tables]
                 gradients = _sweep(
@@ -89,6 +88,17 @@ def truncations(
     return {
         name: journal.get_table(name, model.weight(name)) if layers[name].table else journal.get(name) for name in names
     }
+
+
+def batches_of(pieces: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Return the pieces in batches that are run through a block at once."""
+    batches: Sequence[torch.Tensor] = pieces.split(max(1, BATCH_TOKENS // pieces.shape[1]))
+    return batches
+
+
+def home_blocks(names: Sequence[str], blocks: Sequence[str]) -> dict[str, int]:
+    """Return for each layer the index of the block that it is in, -1 outside the blocks."""
+    return {name: next((i for i, block in enumerate(blocks) if name.startswith(block + ".")), -1) for name in names}
 
 
 @contextlib.contextmanager
@@ -127,7 +137,7 @@ def _sweep(
     from eckart.models._quality import next_token_loss
 
     blocks = model.blocks()
-    home = {name: next((i for i, block in enumerate(blocks) if name.startswith(block + ".")), -1) for name in names}
+    home = home_blocks(names, blocks)
     backward, reached = method.gradients != "none", journal.gradients()
     last = len(blocks) if reached is None else reached[0]
     steps = 2 * last + 1

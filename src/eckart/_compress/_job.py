@@ -22,12 +22,13 @@ from eckart.models._safetensors import parse_size
 if TYPE_CHECKING:
     import torch
 
-    from eckart._compress._methods import Method
+    from eckart._compress._journal import Journal
+    from eckart._compress._methods import Correction, Method
     from eckart._compress._ranks import Offers
     from eckart._factorise import Cut
     from eckart.models._huggingface import HuggingFaceModel
 
-__all__ = ["Job", "Source", "Texts", "planned", "prepare"]
+__all__ = ["Job", "Planned", "Source", "Texts", "planned", "prepare"]
 
 Source = str | os.PathLike[str]
 Texts = Source | Sequence[Source]
@@ -43,6 +44,7 @@ class Job:
     model: HuggingFaceModel
     target: Target | None
     method: Method
+    correction: Correction | None
     formats: Sequence[str]
     dtype: str
     data: Texts | None
@@ -59,6 +61,7 @@ def prepare(
     model: Source | Model,
     target: Target | None,
     method: str,
+    correct: bool | None,
     storage: str,
     dtype: str | None,
     data: Texts | None,
@@ -71,7 +74,7 @@ def prepare(
     progress: Progress | None,
 ) -> Job:
     """Return the job that the arguments of `compress` describe; its errors are those of `compress`."""
-    from eckart._compress._methods import choose_method
+    from eckart._compress._methods import SEQUENTIAL, choose_method
     from eckart.models._huggingface import HuggingFaceModel
 
     progress = progress or silent
@@ -89,7 +92,12 @@ def prepare(
         raise UsageError(f"there is no storage {storage!r}", fix=f"one of {', '.join(STORAGE)}")
     if target is not None:
         check_target(target, chosen)
-    formats = STORAGE["pair" if storage == "auto" and chosen.pairs else storage]
+    formats = STORAGE[chosen.storage if storage == "auto" else storage]
+    if correct is False and chosen.correction:
+        raise UsageError(f"method {chosen.name!r} is nothing without its correction", fix="drop correct=")
+    correction = chosen.correction or (SEQUENTIAL if correct else None)
+    if correction and not chosen.inputs:
+        raise UsageError(f"method {chosen.name!r} calibrates nothing, so there is nothing to correct by")
     if chosen.inputs and data is None:
         raise UsageError(
             f"method {chosen.name!r} needs a calibration text",
@@ -99,14 +107,24 @@ def prepare(
     if dtype not in DTYPE_BYTES or dtype.startswith("float8"):
         raise UsageError(f"weights cannot be saved as {dtype!r}", fix="float32, float16, bfloat16 or float64")
     shard = parse_size(max_shard_size)
-    return Job(opened, target, chosen, formats, dtype, data, tokens, context, layers, device, shard, seed, progress)
+    return Job(
+        opened, target, chosen, correction, formats, dtype, data, tokens, context, layers, device, shard, seed, progress
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan and what it can be carried out from: truncations, calibration tokens and the journal they are in."""
+
+    plan: Plan
+    cuts: Mapping[str, Cut]
+    pieces: torch.Tensor | None
+    journal: Journal
 
 
 @contextlib.contextmanager
-def planned(
-    job: Job, given: Plan | None = None, *, out: Path | None = None, resume: bool = False
-) -> Iterator[tuple[Plan, Mapping[str, Cut]]]:
-    """Give the plan, and the truncations from which it can be carried out while the block lasts.
+def planned(job: Job, given: Plan | None = None, *, out: Path | None = None, resume: bool = False) -> Iterator[Planned]:
+    """Give the plan, and from what it can be carried out while the block lasts.
 
     out: where the result will be, beside which a run that is interrupted leaves what it has; resume: go on with that.
     """
@@ -139,7 +157,7 @@ def planned(
         cuts = truncations(
             model, list(ranks), pieces, job.method, ranks.__getitem__, journal, device=job.device, progress=job.progress
         )
-        yield _plan(job, given, reasons, choose(cuts), cuts), cuts
+        yield Planned(_plan(job, given, reasons, choose(cuts), cuts), cuts, pieces, journal)
 
 
 def _plan(
@@ -159,6 +177,7 @@ def _plan(
         size=target.size,
         max_loss_increase=target.loss,
         cost=target.cost,
+        correct=job.correction is not None,
         dtype=dtype,
         seed=job.seed,
         unit=job.method.unit,
@@ -183,7 +202,7 @@ def _fingerprint(job: Job, pieces: torch.Tensor | None, ranks: Mapping[str, tupl
         model.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
         model.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     text = b"" if pieces is None else f"{tuple(pieces.shape)}".encode() + pieces.cpu().contiguous().numpy().tobytes()
-    configuration = json.dumps([job.method.name, sorted(ranks.items())])
+    configuration = json.dumps([job.method.name, repr(job.correction), sorted(ranks.items())])
     return {
         "model": model.hexdigest(),
         "calibration": hashlib.sha256(text).hexdigest(),

@@ -128,6 +128,22 @@ class Journal:
             inputs.sum, inputs.count = found["sum"], int(found["count"])
         return TableTaps(found["looked_up"], found["predicted"], inputs)
 
+    def has_refit(self, layer: str, options: str) -> bool:
+        return self._path(f"{layer}#refit {options}").exists()
+
+    def put_refit(self, layer: str, options: str, pair: Pair) -> None:
+        """Keep factors that were fitted anew, in float32; they serve only these options, a hash of every layer's."""
+        from safetensors.torch import save
+
+        parts = {"up": pair.up.float().cpu().contiguous(), "down": pair.down.float().cpu().contiguous()}
+        with write_whole(self._path(f"{layer}#refit {options}")) as file:
+            file.write(save(parts))
+
+    def refit(self, layer: str, options: str) -> Pair:
+        from safetensors.torch import load_file
+
+        return Pair(**load_file(self._path(f"{layer}#refit {options}")))
+
     def put_gradients(self, boundary: int, gradients: Sequence[torch.Tensor]) -> None:
         """Keep the gradients of every batch at a block boundary, in place of those at the last one."""
         from safetensors.torch import save

@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from eckart.models._huggingface import HuggingFaceModel
     from eckart.models._taps import Gradients, Taps
 
-__all__ = ["GRADIENT_SHRINKAGE", "INPUT_SHRINKAGE", "METHODS", "Method", "choose_method", "predicted_loss"]
+__all__ = [
+    "GRADIENT_SHRINKAGE",
+    "INPUT_SHRINKAGE",
+    "METHODS",
+    "SEQUENTIAL",
+    "Correction",
+    "Method",
+    "choose_method",
+    "predicted_loss",
+]
 
 Losses = Callable[["Spectrum"], "np.ndarray[tuple[int, ...], np.dtype[np.float64]]"]
 Metric = Callable[["Taps", str], tuple[Any, Any]]
@@ -33,6 +42,25 @@ SMALL = 1e-6  # added to a diagonal by ASVD and FWSVD, lest it be zero
 
 
 @dataclass(frozen=True)
+class Correction:
+    """How factors are fitted anew once ranks are chosen; `_correct` has the formulas.
+
+    target: τ, the share of the dense network's own output in what is aimed at. ridge: β as a part of the mean diagonal
+    of G'. together: all layers of a block at once, which is dense inside meanwhile; else each in the order in which
+    they run, after those before it. down_ridge: where given, `down` is fitted after `up`, to the dense solution with
+    this ridge towards W, added to the sums as it is.
+    """
+
+    target: float
+    ridge: float
+    together: bool
+    down_ridge: float | None = None
+
+
+SEQUENTIAL = Correction(target=0.75, ridge=0.05, together=False)
+
+
+@dataclass(frozen=True)
 class Method:
     """One row of the table.
 
@@ -40,8 +68,8 @@ class Method:
     it needs a calibration text. gradients: what it needs of a backward pass. ranks: "knapsack", the least predicted
     loss; "uniform", the same fraction of every layer; "by type", fractions by SVD-LLM v2's rule within layers of the
     same type. losses: from a truncation, the predicted loss increase at ranks 0 … min(m, n). unit: what that is
-    measured in. pairs: whether it stores factor pairs where nothing else is asked for, as its authors do. tables:
-    whether it takes in an embedding and the head tied to it.
+    measured in. storage: what "auto" storage is, of the baselines what their authors do. tables: whether it takes in an
+    embedding and the head tied to it. correction: that which is part of the method.
     """
 
     name: str
@@ -51,8 +79,9 @@ class Method:
     ranks: Literal["knapsack", "uniform", "by type"]
     losses: Losses
     unit: str
-    pairs: bool = True
+    storage: str = "pair"
     tables: bool = False
+    correction: Correction | None = None
 
     @property
     def uniform(self) -> bool:
@@ -107,12 +136,16 @@ _OUTPUT, _WEIGHT = "squared relative output error", "squared relative weight err
 _TABLE = (
     #      name          metric                        inputs gradients  ranks       losses         unit
     Method("two-sided", _two_sided(INPUT_SHRINKAGE, GRADIENT_SHRINKAGE), True, "all", "knapsack", _second_order,
-           ADDITIVE_UNIT, pairs=False, tables=True),
-    Method("input",      _inputs(INPUT_SHRINKAGE),     True,  "none",    "knapsack", _relative,     _OUTPUT, False),
+           ADDITIVE_UNIT, storage="auto", tables=True),
+    Method("input",      _inputs(INPUT_SHRINKAGE),     True,  "none",    "knapsack", _relative,     _OUTPUT, "auto"),
     Method("plain",      _weights_alone,               False, "none",    "uniform",  _relative,     _WEIGHT),
     Method("fwsvd",      _fwsvd,                       True,  "weights", "uniform",  _relative,     _WEIGHT),
     Method("asvd",       _asvd,                        True,  "none",    "uniform",  _relative,     _WEIGHT),
     Method("svd-llm",    _inputs(0.0),                 True,  "none",    "uniform",  _relative,     _OUTPUT),
+    Method("svd-llm-update", _inputs(0.0),             True,  "none",    "uniform",  _relative,     _OUTPUT,
+           correction=Correction(target=0.0, ridge=0.0, together=True)),
+    Method("mpifa",      _inputs(0.0),                 True,  "none",    "uniform",  _relative,     _OUTPUT, "pifa",
+           correction=Correction(target=0.25, ridge=0.0, together=False, down_ridge=1e-3)),
     Method("svd-llm-v2", _sums_of_inputs,              True,  "none",    "by type",  _relative,     _OUTPUT),
     Method("kfac",       _two_sided(*KFAC_SHRINKAGE),  True,  "clipped", "uniform",  _second_order, ADDITIVE_UNIT),
 )  # fmt: skip

@@ -51,7 +51,8 @@ class Plan:
     """One option a layer, and the totals that follow from them; parameters and bytes are exact, the loss is predicted.
 
     keep, size, max_loss_increase: which of these was asked for, and cost: what was counted, "params" or "bytes", in
-    keep, or made small within the loss. unit: of every loss_increase. bytes count the weight files,
+    keep, or made small within the loss. correct: whether factors are fitted anew, in order, to the compressed network.
+    unit: of every loss_increase. bytes count the weight files,
     headers and index included; bytes_before is the dense model saved in the same dtype.
     """
 
@@ -69,6 +70,7 @@ class Plan:
     size: int | None = None
     max_loss_increase: float | None = None
     cost: str = "params"
+    correct: bool = False
 
     @property
     def options(self) -> dict[str, Option]:
@@ -117,7 +119,7 @@ class Plan:
         return {
             "schema": SCHEMA,
             **{name: getattr(self, name) for name in (*names, "bytes_before", "bytes_after")},
-            **{name: getattr(self, name) for name in ("size", "max_loss_increase", "cost")},
+            **{name: getattr(self, name) for name in ("size", "max_loss_increase", "cost", "correct")},
             "keep_reached": self.keep_reached,
             "predicted_loss_increase": self.predicted_loss_increase,
             "layers": [_layer_to_json(layer) for layer in self.layers],
@@ -168,6 +170,7 @@ class Plan:
                 size=None if size is None else int(size),
                 max_loss_increase=None if most is None else float(most),
                 cost=str(value["cost"]),
+                correct=bool(value.get("correct", False)),
             )
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, (InputError, UsageError)):

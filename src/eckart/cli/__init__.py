@@ -43,7 +43,14 @@ Cost = Annotated[Literal["params", "bytes"], typer.Option(help="What --keep coun
 Method = Annotated[
     str,
     typer.Option(
-        help="auto, two-sided, input, plain; or a published baseline: fwsvd, asvd, svd-llm, svd-llm-v2, kfac."
+        help="auto, two-sided, input, plain; or a published baseline: fwsvd, asvd, svd-llm, svd-llm-update, "
+        "svd-llm-v2, mpifa, kfac."
+    ),
+]
+Correct = Annotated[
+    Optional[bool],  # noqa: UP045
+    typer.Option(
+        "--correct/--no-correct", help="Fit factors anew, block by block, to what the compressed blocks let through."
     ),
 ]
 Storage = Annotated[
@@ -76,6 +83,7 @@ def compress(
     data: Data = None,
     evaluate: Evaluate = None,
     method: Method = "auto",
+    correct: Correct = None,
     storage: Storage = "auto",
     layers: Layers = None,
     dtype: Dtype = None,
@@ -114,6 +122,7 @@ def compress(
                 evaluate=evaluate,
                 beside=beside or (),
                 method=method,
+                correct=correct,
                 storage=storage,
                 layers=layers or "*",
                 dtype=dtype,
@@ -145,6 +154,7 @@ def plan(
     out: Annotated[Optional[Path], typer.Option("--out", "-o", help="File for the plan, to edit and use.")] = None,  # noqa: UP045
     data: Data = None,
     method: Method = "auto",
+    correct: Correct = None,
     storage: Storage = "auto",
     layers: Layers = None,
     dtype: Dtype = None,
@@ -170,6 +180,7 @@ def plan(
                 cost=cost,
                 data=data,
                 method=method,
+                correct=correct,
                 storage=storage,
                 layers=layers or "*",
                 dtype=dtype,

@@ -122,8 +122,14 @@ class BlockRunner:
     @torch.no_grad()
     def forward(self, i: int) -> None:
         """Run block i on every batch, from boundary i to the next."""
+        self.states.put(i + 1, self.through(i))
+
+    @torch.no_grad()
+    def through(self, i: int) -> Iterator[torch.Tensor]:
+        """Run block i on one batch after the other and iterate over its outputs."""
         with self._moved(self.blocks[i]) as block:
-            self.states.put(i + 1, (self._call(block, i, b, self.states.get(i, b)) for b in range(len(self.batches))))
+            for b in range(len(self.batches)):
+                yield self._call(block, i, b, self.states.get(i, b))
 
     def tail(self, loss: Loss) -> list[torch.Tensor]:
         """Run what comes after the last block and return the gradient of the loss in its output, for every batch."""
