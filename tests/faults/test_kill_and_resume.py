@@ -37,7 +37,7 @@ def deadly(function):
     return called
 
 owner, name = {"layer": (journal.Journal, "put"), "gradients": (journal.Journal, "put_gradients"),
-               "refit": (journal.Journal, "put_refit"),
+               "refit": (journal.Journal, "put_refit"), "metric": (journal.Journal, "put_metric"),
                "rename": (os, "replace"), "saving": (finish, "save"), "checking": (finish, "_check_reloaded")}[where]
 setattr(owner, name, deadly(getattr(owner, name)))
 from eckart.cli import main
@@ -98,6 +98,16 @@ def test_killed_while_factors_are_corrected_it_goes_on_to_the_same_bytes(argumen
     whole = tmp_path / "whole"
     subprocess.run([sys.executable, "-m", "eckart", *arguments, "--correct", "-o", str(whole)], check=True)
     assert contents(tmp_path / "small") == contents(whole)
+
+
+def test_killed_between_blocks_that_share_it_goes_on_to_the_same_bytes(arguments: list[str], tmp_path: Path) -> None:
+    command = [*arguments, "--method", "basis-sharing", "-o", str(tmp_path / "small")]
+    killed = subprocess.run([sys.executable, "-c", KILLER, "metric", "3", *command], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    subprocess.run([sys.executable, "-m", "eckart", *command, "--resume"], check=True)
+    command[-1] = str(tmp_path / "whole")
+    subprocess.run([sys.executable, "-m", "eckart", *command], check=True)
+    assert contents(tmp_path / "small") == contents(tmp_path / "whole")
 
 
 def test_killed_twice_and_finished_layers_are_not_made_again(

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eckart._compress._plan import LayerPlan, Plan
+from eckart._compress._sharing import stacks_in, stacks_of
 from eckart._compress._target import Target, check_target
 from eckart.errors import UsageError
 from eckart.models import Model, open_model
 from eckart.models._model import Layer, Progress, silent
-from eckart.models._option import DTYPE_BYTES, Option, read_option
+from eckart.models._option import DTYPE_BYTES, Option, dense, factored, read_option
 from eckart.models._safetensors import parse_size
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from eckart._compress._journal import Journal
     from eckart._compress._methods import Correction, Method
     from eckart._compress._ranks import Offers
+    from eckart._compress._sharing import Stacks
     from eckart._factorise import Cut
     from eckart.models._huggingface import HuggingFaceModel
 
@@ -136,13 +138,19 @@ def planned(job: Job, given: Plan | None = None, *, out: Path | None = None, res
     reasons = selected(layers, job.layers, tables=job.method.tables)
     if given is None:
         names = [name for name, reason in reasons.items() if not reason]
-        on_offer = {name: ranks_on_offer(layers[name], job.method, job.formats) for name in names}
-        offers = {name: model.options(name, job.dtype, some) for name, some in on_offer.items()}
-        ranks = {name: most_useful_ranks(layers[name], job.formats) for name in names}
-        choose = _choice(job, offers)  # what is impossible is said before the long work
+        stacks = stacks_in(layers, names, model.blocks() if job.method.shares else [])
+        units = {name: stacks.as_one(layers[name]) for name in names if name not in stacks.rest()}
+        formats = {name: ("pair",) if name in stacks.members else job.formats for name in units}
+        offers = {
+            name: _options(model, unit, job.dtype, ranks_on_offer(unit, job.method, formats[name]))
+            for name, unit in units.items()
+        }
+        ranks = {name: most_useful_ranks(unit, formats[name]) for name, unit in units.items()}
+        choose = _choice(job, offers, stacks)  # what is impossible is said before the long work
     else:
-        wanted = _fitting(given, model, tables=job.method.tables)
-        ranks = {name: option.ranks for name, option in wanted.items()}
+        wanted = _fitting(given, model, job.method)
+        stacks = stacks_of(wanted, layers)
+        ranks = {name: option.ranks for name, option in wanted.items() if name not in stacks.rest()}
 
         def choose(cuts: Mapping[str, Cut]) -> dict[str, Option]:
             return {
@@ -154,9 +162,7 @@ def planned(job: Job, given: Plan | None = None, *, out: Path | None = None, res
     pieces = _pieces(job)
     fingerprint = {} if out is None else _fingerprint(job, pieces, ranks)
     with journal_beside(out, fingerprint, resume=resume) as journal:
-        cuts = truncations(
-            model, list(ranks), pieces, job.method, ranks.__getitem__, journal, device=job.device, progress=job.progress
-        )
+        cuts = truncations(model, ranks, pieces, job.method, stacks, journal, device=job.device, progress=job.progress)
         yield Planned(_plan(job, given, reasons, choose(cuts), cuts), cuts, pieces, journal)
 
 
@@ -214,7 +220,7 @@ def _fingerprint(job: Job, pieces: torch.Tensor | None, ranks: Mapping[str, tupl
     }
 
 
-def _choice(job: Job, offers: Offers) -> Callable[[Mapping[str, Cut]], dict[str, Option]]:
+def _choice(job: Job, offers: Offers, stacks: Stacks) -> Callable[[Mapping[str, Cut]], dict[str, Option]]:
     """Return what chooses an option for every layer on offer, from its truncations; BudgetError: none would do."""
     from eckart._compress._ranks import budget_of, choose_ranks, choose_ranks_by_loss, smallest
     from eckart.models._save_huggingface import predicted_bytes, predicted_parameters
@@ -223,12 +229,13 @@ def _choice(job: Job, offers: Offers) -> Callable[[Mapping[str, Cut]], dict[str,
     assert target is not None
     cost, most = target.cost, target.loss
     if most is not None:
-        return lambda cuts: choose_ranks_by_loss(offers, cuts, method, most, cost)
+        return lambda cuts: stacks.spread(choose_ranks_by_loss(offers, cuts, method, most, cost))
 
     def total(options: Mapping[str, Option]) -> int:
+        changed = _changed(stacks.spread(options))
         if cost == "params":
-            return predicted_parameters(model, _changed(options))
-        return predicted_bytes(model, _changed(options), dtype=job.dtype, max_shard_bytes=job.max_shard_bytes)
+            return predicted_parameters(model, changed)
+        return predicted_bytes(model, changed, dtype=job.dtype, max_shard_bytes=job.max_shard_bytes)
 
     whole, least = total({}), total(smallest(offers, cost))
     allowed = int((target.keep or 0) * whole) if target.size is None else target.size
@@ -240,10 +247,18 @@ def _choice(job: Job, offers: Offers) -> Callable[[Mapping[str, Cut]], dict[str,
         while True:  # the smallest options fit
             chosen = choose_ranks(offers, cuts, method, left, cost)
             if (excess := total(chosen) - allowed) <= 0:
-                return chosen
+                return stacks.spread(chosen)
             left -= excess  # the header of the file grew with the number of its tensors
 
     return choose
+
+
+def _options(model: HuggingFaceModel, unit: Layer, dtype: str, ranks: Mapping[str, Sequence[Any]]) -> list[Option]:
+    """Return what a layer, or a stack of them, can become: dense first."""
+    if model.layers()[unit.name] == unit:
+        return model.options(unit.name, dtype, ranks)
+    shape = (unit.rows, unit.columns, unit.bias, dtype)
+    return [dense(*shape), *(factored(form, *shape, k) for form, some in ranks.items() for k in some)]
 
 
 def _changed(options: Mapping[str, Option]) -> dict[str, Option]:
@@ -262,7 +277,7 @@ def _layer_plan(job: Job, layer: Layer, reason: str, option: Option | None, cuts
     return LayerPlan(*shape, option, predicted_loss(job.method, cut, option.ranks), relative, table=layer.table)
 
 
-def _fitting(given: Plan, model: HuggingFaceModel, *, tables: bool) -> dict[str, Option]:
+def _fitting(given: Plan, model: HuggingFaceModel, method: Method) -> dict[str, Option]:
     """Return the plan's options after proof that they fit the model and what its method can do."""
     from eckart._compress._ranks import reason_to_keep
 
@@ -275,10 +290,12 @@ def _fitting(given: Plan, model: HuggingFaceModel, *, tables: bool) -> dict[str,
                 + (f"{layer.rows} x {layer.columns} here" if layer else "not here"),
                 fix="make a plan of this model with eckart plan",
             )
-        if planned.name in given.options and (reason := reason_to_keep(layer, tables=tables)):
+        if planned.name in given.options and (reason := reason_to_keep(layer, tables=method.tables)):
             raise UsageError(f"{planned.name} cannot be factored: it is {reason}", fix="make it dense in the plan")
         form = planned.option.format
-        if planned.name in given.options and (layer.table != (form == "grouped") or form == "shared"):
+        if planned.name in given.options and (
+            layer.table != (form == "grouped") or (form == "shared" and not method.shares)
+        ):
             raise UsageError(
                 f"{planned.name} cannot be stored as {form!r} by this method",
                 fix='an embedding as "grouped", another layer as "pair" or "pifa"',

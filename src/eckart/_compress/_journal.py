@@ -128,6 +128,21 @@ class Journal:
             inputs.sum, inputs.count = found["sum"], int(found["count"])
         return TableTaps(found["looked_up"], found["predicted"], inputs)
 
+    def has_metric(self, layer: str) -> bool:
+        return self._path(f"{layer}#metric").exists()
+
+    def put_metric(self, layer: str, inputs: torch.Tensor) -> None:
+        """Keep the metric of a layer's inputs, (n, n), until those that it is truncated with are reached."""
+        from safetensors.torch import save
+
+        with write_whole(self._path(f"{layer}#metric")) as file:
+            file.write(save({"inputs": inputs.cpu().contiguous()}))
+
+    def metric(self, layer: str) -> torch.Tensor:
+        from safetensors.torch import load_file
+
+        return load_file(self._path(f"{layer}#metric"))["inputs"]
+
     def has_refit(self, layer: str, options: str) -> bool:
         return self._path(f"{layer}#refit {options}").exists()
 

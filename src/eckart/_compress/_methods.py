@@ -69,7 +69,8 @@ class Method:
     loss; "uniform", the same fraction of every layer; "by type", fractions by SVD-LLM v2's rule within layers of the
     same type. losses: from a truncation, the predicted loss increase at ranks 0 … min(m, n). unit: what that is
     measured in. storage: what "auto" storage is, of the baselines what their authors do. tables: whether it takes in an
-    embedding and the head tied to it. correction: that which is part of the method.
+    embedding and the head tied to it. correction: that which is part of the method. shares: whether layers of the same
+    type in adjacent blocks share a factor.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Method:
     storage: str = "pair"
     tables: bool = False
     correction: Correction | None = None
+    shares: bool = False
 
     @property
     def uniform(self) -> bool:
@@ -147,6 +149,8 @@ _TABLE = (
     Method("mpifa",      _inputs(0.0),                 True,  "none",    "uniform",  _relative,     _OUTPUT, "pifa",
            correction=Correction(target=0.25, ridge=0.0, together=False, down_ridge=1e-3)),
     Method("svd-llm-v2", _sums_of_inputs,              True,  "none",    "by type",  _relative,     _OUTPUT),
+    Method("basis-sharing", _sums_of_inputs,           True,  "none",    "uniform",  _relative,     _OUTPUT,
+           shares=True),
     Method("kfac",       _two_sided(*KFAC_SHRINKAGE),  True,  "clipped", "uniform",  _second_order, ADDITIVE_UNIT),
 )  # fmt: skip
 METHODS = {method.name: method for method in _TABLE}
