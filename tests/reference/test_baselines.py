@@ -114,6 +114,10 @@ def changed(x: Array) -> Array:
 
 
 OF_SEVERAL_LAYERS = {"basis-sharing"}  # held to their formulas further down
+OF_THE_MODEL = {
+    "drop-layers",
+    "slicegpt",
+}  # and in tests/models/test_reshape.py; slicegpt is not its authors' algorithm
 FORMULAS = {
     "plain": by_plain,
     "fwsvd": by_fwsvd,
@@ -127,7 +131,7 @@ FORMULAS = {
 
 
 def test_every_method_but_our_own_is_held_to_a_formula() -> None:
-    assert {*FORMULAS, *OF_SEVERAL_LAYERS, "two-sided", "input"} == METHODS.keys()
+    assert {*FORMULAS, *OF_SEVERAL_LAYERS, *OF_THE_MODEL, "two-sided", "input"} == METHODS.keys()
 
 
 @pytest.mark.parametrize("name", FORMULAS)

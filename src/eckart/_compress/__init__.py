@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from eckart._compress._job import Source, Texts, planned, prepare
 from eckart._compress._plan import Plan
+from eckart._compress._reshape import reshaped
 from eckart._compress._target import as_target
 from eckart._files import check_room, refuse_existing
 from eckart.errors import UsageError
@@ -54,6 +55,9 @@ def plan(
         model, target, method, correct, storage, dtype, data, tokens, context, layers, device, max_shard_size, seed,
         progress,
     )  # fmt: skip
+    if job.method.reshape:
+        made: Plan = reshaped(job, None).plan
+        return made
     with planned(job) as found:
         return found.plan
 
@@ -140,6 +144,13 @@ def compress(
     if out is not None:  # the least that it can take; the exact size is known, and checked, when it is written
         share = 0.0 if target is None or target.keep is None else target.keep
         check_room(Path(out), int(share * job.model.parameters * DTYPE_BYTES[job.dtype]))
+    wanted = None if evaluate is None else Evaluation(evaluate, beside, evaluate_tokens, context, command, seed)
+    if job.method.reshape:
+        small = reshaped(job, given).round_(job.dtype)
+        small.stored_dtype, small.source_bytes = job.dtype, job.model.input_bytes
+        if out is not None:
+            finish(small, job.model, Path(out), wanted, job.max_shard_bytes, job.progress)
+        return small
     with planned(job, given, out=None if out is None else Path(out), resume=resume) as found:
         small, made = job.model.copy(), found.plan
         options = dict(sorted(made.options.items(), key=lambda item: bool(item[1].down_of)))  # owners first
@@ -155,6 +166,5 @@ def compress(
         small.round_(job.dtype)
         small.stored_dtype, small.plan, small.source_bytes = job.dtype, made, job.model.input_bytes
         if out is not None:
-            wanted = None if evaluate is None else Evaluation(evaluate, beside, evaluate_tokens, context, command, seed)
             finish(small, job.model, Path(out), wanted, job.max_shard_bytes, job.progress)
     return small

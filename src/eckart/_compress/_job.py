@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from eckart._factorise import Cut
     from eckart.models._huggingface import HuggingFaceModel
 
-__all__ = ["Job", "Planned", "Source", "Texts", "planned", "prepare"]
+__all__ = ["Job", "Planned", "Source", "Texts", "calibration_pieces", "planned", "prepare"]
 
 Source = str | os.PathLike[str]
 Texts = Source | Sequence[Source]
@@ -105,6 +105,10 @@ def prepare(
             f"method {chosen.name!r} needs a calibration text",
             fix="--data FILE with text like that which the model is for, or --method plain",
         )
+    if chosen.reshape and (storage != "auto" or layers != "*" or correct):
+        raise UsageError(
+            f"method {chosen.name!r} changes the model as a whole, so storage=, layers= and correct= have no meaning"
+        )
     dtype = dtype or opened.stored_dtype
     if dtype not in DTYPE_BYTES or dtype.startswith("float8"):
         raise UsageError(f"weights cannot be saved as {dtype!r}", fix="float32, float16, bfloat16 or float64")
@@ -159,7 +163,7 @@ def planned(job: Job, given: Plan | None = None, *, out: Path | None = None, res
                 for layer in [layers[name]]
             }
 
-    pieces = _pieces(job)
+    pieces = calibration_pieces(job)
     fingerprint = {} if out is None else _fingerprint(job, pieces, ranks)
     with journal_beside(out, fingerprint, resume=resume) as journal:
         cuts = truncations(model, ranks, pieces, job.method, stacks, journal, device=job.device, progress=job.progress)
@@ -303,7 +307,8 @@ def _fitting(given: Plan, model: HuggingFaceModel, method: Method) -> dict[str, 
     return given.options
 
 
-def _pieces(job: Job) -> torch.Tensor | None:
+def calibration_pieces(job: Job) -> torch.Tensor | None:
+    """Return the calibration tokens, (count, context); None for a method that needs none."""
     if not job.method.inputs:
         return None
     import torch

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from eckart._compress._plan import ADDITIVE_UNIT
+from eckart._compress._reshape import DROP_LAYERS, SLICE, Reshape
 from eckart.errors import UsageError
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ class Method:
     same type. losses: from a truncation, the predicted loss increase at ranks 0 … min(m, n). unit: what that is
     measured in. storage: what "auto" storage is, of the baselines what their authors do. tables: whether it takes in an
     embedding and the head tied to it. correction: that which is part of the method. shares: whether layers of the same
-    type in adjacent blocks share a factor.
+    type in adjacent blocks share a factor. reshape: where given, what is done to the model as a whole; its layers stay
+    as they are, and nothing else of the row matters but inputs.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Method:
     tables: bool = False
     correction: Correction | None = None
     shares: bool = False
+    reshape: Reshape | None = None
 
     @property
     def uniform(self) -> bool:
@@ -151,6 +154,10 @@ _TABLE = (
     Method("svd-llm-v2", _sums_of_inputs,              True,  "none",    "by type",  _relative,     _OUTPUT),
     Method("basis-sharing", _sums_of_inputs,           True,  "none",    "uniform",  _relative,     _OUTPUT,
            shares=True),
+    Method("drop-layers", _weights_alone,              True,  "none",    "uniform",  _relative,     _OUTPUT,
+           reshape=DROP_LAYERS),
+    Method("slicegpt",   _weights_alone,               True,  "none",    "uniform",  _relative,     _OUTPUT,
+           reshape=SLICE),
     Method("kfac",       _two_sided(*KFAC_SHRINKAGE),  True,  "clipped", "uniform",  _second_order, ADDITIVE_UNIT),
 )  # fmt: skip
 METHODS = {method.name: method for method in _TABLE}

@@ -52,7 +52,8 @@ class Plan:
 
     keep, size, max_loss_increase: which of these was asked for, and cost: what was counted, "params" or "bytes", in
     keep, or made small within the loss. correct: whether factors are fitted anew, in order, to the compressed network.
-    unit: of every loss_increase. bytes count the weight files,
+    change: what is done to the model as a whole, by a method that leaves the layers as they are: {"dropped": names of
+    blocks} or {"hidden_size": number}. unit: of every loss_increase. bytes count the weight files,
     headers and index included; bytes_before is the dense model saved in the same dtype.
     """
 
@@ -71,6 +72,7 @@ class Plan:
     max_loss_increase: float | None = None
     cost: str = "params"
     correct: bool = False
+    change: Mapping[str, Any] | None = None
 
     @property
     def options(self) -> dict[str, Option]:
@@ -84,7 +86,7 @@ class Plan:
     @property
     def predicted_loss_increase(self) -> float | None:
         """Sum over the layers; None where a layer's is not known, or losses in this unit do not add up."""
-        if self.unit != ADDITIVE_UNIT:
+        if self.unit != ADDITIVE_UNIT or self.change is not None:
             return None
         parts = [layer.loss_increase for layer in self.layers if layer.option.format != "dense"]
         return None if any(part is None for part in parts) else sum(part for part in parts if part is not None)
@@ -119,7 +121,7 @@ class Plan:
         return {
             "schema": SCHEMA,
             **{name: getattr(self, name) for name in (*names, "bytes_before", "bytes_after")},
-            **{name: getattr(self, name) for name in ("size", "max_loss_increase", "cost", "correct")},
+            **{name: getattr(self, name) for name in ("size", "max_loss_increase", "cost", "correct", "change")},
             "keep_reached": self.keep_reached,
             "predicted_loss_increase": self.predicted_loss_increase,
             "layers": [_layer_to_json(layer) for layer in self.layers],
@@ -171,6 +173,7 @@ class Plan:
                 max_loss_increase=None if most is None else float(most),
                 cost=str(value["cost"]),
                 correct=bool(value.get("correct", False)),
+                change=None if value.get("change") is None else dict(value["change"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, (InputError, UsageError)):
@@ -183,8 +186,10 @@ class Plan:
         line = (
             f"{self.method}: {self.parameters_before:,} -> {self.parameters_after:,} parameters "
             f"({self.keep_reached:.2%}), {self.bytes_before:,} -> {self.bytes_after:,} bytes in {self.dtype}, "
-            f"{len(self.options)} layers factored, {dense} left dense"
         )
+        if self.change is not None:
+            return line + " ".join(f"{what} {value}" for what, value in self.change.items())
+        line += f"{len(self.options)} layers factored, {dense} left dense"
         loss = self.predicted_loss_increase
         return line if loss is None else f"{line}, predicted loss increase {loss:.3g} {self.unit}"
 
