@@ -13,7 +13,7 @@ import torch
 import eckart
 from eckart._compress._correct import refit
 from eckart._compress._methods import SEQUENTIAL, Correction
-from eckart._factorise import truncation
+from eckart._factorise import Gram, truncation
 from eckart.errors import UsageError
 from eckart.models._cross import CrossGram, calls_in_order, cross_tapped
 from eckart.models._texts import contexts, read_text
@@ -38,33 +38,38 @@ def sums(x: torch.Tensor, instead: torch.Tensor) -> CrossGram:
     return seen
 
 
-@pytest.mark.parametrize("target", [0.0, 0.6, 1.0])
-def test_no_other_up_comes_nearer_to_the_target(layer: dict[str, torch.Tensor], target: float) -> None:
+@pytest.mark.parametrize(("target", "ridge"), [(0.0, 0.1), (0.6, 0.1), (1.0, 0.1), (0.7, 1e-12)])
+def test_no_other_up_comes_nearer_to_the_target(layer: dict[str, torch.Tensor], target: float, ridge: float) -> None:
     W, x, y = layer["W"], layer["x"], layer["y"]
-    ridge = 0.1
     pair = truncation(W, inputs=x.T @ x).pair(5)
-    found = refit(W, pair, sums(x, y), Correction(target, ridge, together=False))
+    found = refit(W, pair, sums(x, y), Correction(target, ridge, together=False, shrinkage=0.0))
     assert torch.equal(found.down, pair.down)
     level = ridge * (y.T @ y).diagonal().mean()
+    wanted = target * x @ W.T + (1 - target) * y @ W.T  # by the dense solution, the ridge towards W as further rows
+    rows = torch.cat([y, level.sqrt() * torch.eye(12, dtype=torch.float64)])
+    best = torch.linalg.lstsq(rows, torch.cat([wanted, level.sqrt() * W.T])).solution.T
     generator = torch.Generator().manual_seed(1)
     weighting = torch.randn(20, 20, generator=generator, dtype=torch.float64)  # of outputs: the optimum is the same
 
     def loss(up: torch.Tensor) -> float:
-        wanted = target * x @ W.T + (1 - target) * y @ W.T
-        missed, drift = wanted - y @ (up @ pair.down).T, W - up @ pair.down
-        return float((missed @ weighting).square().sum() + level * (weighting.T @ drift).square().sum())
+        return float((y @ (best - up @ pair.down).T @ weighting).square().sum())
 
-    best = loss(found.up)
-    assert best < loss(pair.up)
+    least = loss(found.up)
+    assert least < loss(pair.up)
     for _ in range(20):
-        assert loss(found.up + 1e-3 * torch.randn(20, 5, generator=generator, dtype=torch.float64)) > best
+        assert loss(found.up + 1e-3 * torch.randn(20, 5, generator=generator, dtype=torch.float64)) > least
 
 
-def test_where_nothing_has_changed_full_rank_stays_the_weight(layer: dict[str, torch.Tensor]) -> None:
+def test_where_nothing_has_changed_nothing_changes(layer: dict[str, torch.Tensor]) -> None:
     W, x = layer["W"], layer["x"]
-    pair = truncation(W, inputs=x.T @ x).pair(12)
-    for how in (SEQUENTIAL, Correction(0.25, 0.0, together=False, down_ridge=1e-3)):
-        assert torch.allclose(refit(W, pair, sums(x, x), how).matrix(), W, atol=1e-10)
+    gram = Gram(12)
+    gram.sum, gram.count = x.T @ x, len(x)
+    for k in (5, 12):
+        pair = truncation(W, inputs=gram.shrunk(SEQUENTIAL.shrinkage)).pair(k)
+        assert torch.allclose(refit(W, pair, sums(x, x), SEQUENTIAL).up, pair.up, atol=1e-10)
+    whole = truncation(W, inputs=x.T @ x).pair(12)
+    mpifa = Correction(0.25, 0.0, together=False, down_ridge=1e-3)
+    assert torch.allclose(refit(W, whole, sums(x, x), mpifa).matrix(), W, atol=1e-10)
 
 
 def test_fewer_tokens_than_directions_do_no_harm(layer: dict[str, torch.Tensor]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from eckart._compress._job import Source, Texts, planned, prepare
-from eckart._compress._plan import Plan
+from eckart._compress._plan import SQUARES, Plan
 from eckart._compress._reshape import reshaped
 from eckart._compress._target import as_target
 from eckart._files import check_room, refuse_existing
@@ -35,6 +35,7 @@ def plan(
     cost: Literal["params", "bytes"] = "params",
     data: Texts | None = None,
     method: str = "auto",
+    loss: Literal["auto", "next-token", "outputs"] = "auto",
     correct: bool | None = None,
     storage: Literal["auto", "pair", "pifa"] = "auto",
     layers: str | Sequence[str] = "*",
@@ -52,8 +53,8 @@ def plan(
     """
     target = as_target(keep, size, max_loss_increase, cost)
     job = prepare(
-        model, target, method, correct, storage, dtype, data, tokens, context, layers, device, max_shard_size, seed,
-        progress,
+        model, target, method, loss, correct, storage, dtype, data, tokens, context, layers, device, max_shard_size,
+        seed, progress,
     )  # fmt: skip
     if job.method.reshape:
         made: Plan = reshaped(job, None).plan
@@ -74,6 +75,7 @@ def compress(
     evaluate: Texts | None = None,
     beside: Sequence[Source] = (),
     method: str = "auto",
+    loss: Literal["auto", "next-token", "outputs"] = "auto",
     correct: bool | None = None,
     storage: Literal["auto", "pair", "pifa"] = "auto",
     layers: str | Sequence[str] = "*",
@@ -94,22 +96,24 @@ def compress(
 
     model: what `open_model` takes, or an opened model. Give one of: keep, the fraction of its parameters (tied ones
     counted once) or, with cost="bytes", of its weight files' bytes that may stay, above 0 and at most 1; size, the
-    largest size of these files, such as "300MB"; max_loss_increase, the most that is predicted to be lost, in nats a
-    token, at the least cost; plan, a Plan, or the file of one, whose options are used as they stand. data: UTF-8 texts
-    to calibrate on, of which `tokens` tokens are drawn by `seed` in pieces of `context`; only "plain" needs none.
-    method: "two-sided" (inputs and output gradients, ranks by predicted loss), "input" (inputs alone), "plain"
-    (truncated SVD, the same fraction everywhere), "auto", or by its authors' formula "fwsvd", "asvd", "svd-llm",
-    "svd-llm-v2" or "kfac". correct: fit the factors anew, block by block, to what the compressed blocks before them
-    let through. storage: of a layer of rank k, "pair" (two factors, k(m + n) numbers), "pifa" (k of its rows
-    and the others' coefficients, k(m + n - k) numbers and an order: more rank for the same size, less speed at the same
-    rank), or "auto", what serves each layer best, but pairs for "plain" and the baselines. layers: name patterns, "!"
-    excludes. dtype: of the saved weights, by default that of the source, float16 for a quantised one. format:
-    "factored", or "dense" for an ordinary checkpoint that any loader reads and that saves nothing. out: a new folder,
-    written whole or not at all; its reloaded outputs and its size are checked against the model and the plan before it
-    gets its name. resume: go on where a run towards `out` with the same arguments was interrupted, with the same result
-    bit for bit; where there was none, begin. evaluate: texts for a measurement of the saved files beside the dense
-    model, and beside the models `beside` names, in a fresh process; needs `out`. command: what the measurement
-    remembers as the way to it.
+    largest size of these files, such as "300MB"; max_loss_increase, the most that is predicted to be lost, in the unit
+    of `loss`, at the least cost; plan, a Plan, or the file of one, whose options are used as they stand. data: UTF-8
+    texts to calibrate on, of which `tokens` tokens are drawn by `seed` in pieces of `context`; only "plain" needs none.
+    method: "two-sided" (inputs and output gradients, ranks by predicted loss; also "auto"), "input" (inputs alone),
+    "plain" (truncated SVD, the same fraction everywhere), or a published one: "fwsvd", "asvd", "svd-llm",
+    "svd-llm-update", "svd-llm-v2", "mpifa", "basis-sharing", "kfac", "drop-layers", "slicegpt". loss: of methods with
+    gradients, "next-token", in nats a token; "outputs", the mean squared change of a number that the model returns,
+    which needs no labels; "auto", the first where the model predicts tokens. correct: fit the factors anew, block by
+    block, to what the compressed blocks before them let through. storage: of a layer of rank k, "pair" (two factors,
+    k(m + n) numbers), "pifa" (k of its rows and the others' coefficients, k(m + n - k) numbers and an order: more rank
+    for the same size, less speed at the same rank), or "auto", what serves each layer best, but what their authors
+    store for "plain" and the published methods. layers: name patterns, "!" excludes. dtype: of the saved weights, by
+    default that of the source, float16 for a quantised one. format: "factored", or "dense" for an ordinary checkpoint
+    that any loader reads and that saves nothing. out: a new folder, written whole or not at all; its reloaded outputs
+    and its size are checked against the model and the plan before it gets its name. resume: go on where a run towards
+    `out` with the same arguments was interrupted, with the same result bit for bit; where there was none, begin.
+    evaluate: texts for a measurement of the saved files beside the dense model, and beside the models `beside` names,
+    in a fresh process; needs `out`. command: what the measurement remembers as the way to it.
 
     The result has `.plan` and, if evaluated, `.measurement` (schema "eckart.compare/1").
     UsageError, InputError, BudgetError, OutputError, NumericalError: as their names say; nothing is left behind then.
@@ -126,8 +130,10 @@ def compress(
         raise UsageError("evaluate= measures the saved files, so it needs out=", fix="eckart.measure(model, data=…)")
     if beside and evaluate is None:
         raise UsageError("beside= names models to measure, so it needs evaluate=", fix="evaluate=TEXT, or drop beside=")
-    if plan is not None and (method != "auto" or storage != "auto" or layers != "*" or correct is not None):
-        raise UsageError("plan= decides method, correct, storage and layers, so these cannot be given with it")
+    if plan is not None and (
+        method != "auto" or storage != "auto" or layers != "*" or correct is not None or loss != "auto"
+    ):
+        raise UsageError("plan= decides method, loss, correct, storage and layers, so these cannot be given with it")
     if format not in ("factored", "dense"):
         raise UsageError(f"there is no format {format!r}", fix="factored or dense")
     if resume and out is None:
@@ -137,9 +143,10 @@ def compress(
     given = plan if isinstance(plan, Plan) or plan is None else Plan.load(os.fspath(plan))
     if given is not None:
         method, correct, dtype = given.method, given.correct or None, dtype or given.dtype
+        loss = "outputs" if given.unit == SQUARES else "auto"
     job = prepare(
-        model, target, method, correct, storage, dtype, data, tokens, context, layers, device, max_shard_size, seed,
-        progress,
+        model, target, method, loss, correct, storage, dtype, data, tokens, context, layers, device, max_shard_size,
+        seed, progress,
     )  # fmt: skip
     if out is not None:  # the least that it can take; the exact size is known, and checked, when it is written
         share = 0.0 if target is None or target.keep is None else target.keep

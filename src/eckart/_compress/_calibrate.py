@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from eckart._compress._journal import Journal
+from eckart._compress._plan import SQUARES
 from eckart._compress._tables import groups_of, metric_of, row_weights
 from eckart._factorise import Cut, Gram, truncation
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from eckart._compress._methods import Method
     from eckart._compress._sharing import Stacks
-    from eckart.models._blocks import BlockRunner
+    from eckart.models._blocks import BlockRunner, Loss
     from eckart.models._huggingface import HuggingFaceModel
     from eckart.models._model import Progress
     from eckart.models._taps import Taps
@@ -35,12 +36,13 @@ def truncations(
     journal: Journal,
     *,
     device: Any,
+    seed: int,
     progress: Progress,
 ) -> dict[str, Cut]:
     """Return the truncation of every layer, with factors up to the rank that is kept, in float32, in the journal.
 
     kept_ranks: by layer; one for a matrix, one a group for a table, which the method then must take in. stacks: layers
-    that are truncated together, of which kept_ranks has the first.
+    that are truncated together, of which kept_ranks has the first. seed: of the random probes of outputs.
     pieces: calibration tokens, (count, context); None for a method that looks at the weights alone. Only one block's
     Gram matrices, gradients, activations and factors are in memory at once; hidden states wait on disk. What the
     journal holds already is not made again.
@@ -101,7 +103,15 @@ def truncations(
                 tables = [name for name in names if layers[name].table]
                 others = [name for name in names if name not in tables]
                 gradients = _sweep(
-                    runner, model, others, tables, method, lambda some, taps: list(take(some, taps)), journal, progress
+                    runner,
+                    model,
+                    others,
+                    tables,
+                    method,
+                    lambda some, taps: list(take(some, taps)),
+                    journal,
+                    progress,
+                    _probed(seed) if method.unit == SQUARES else _predicted,
                 )
                 for name in tables:
                     gram = Gram(model.weight(name).shape[1], device)
@@ -145,6 +155,21 @@ def _one_thread_each() -> Iterator[ThreadPoolExecutor]:
             torch.set_num_threads(threads)
 
 
+def _predicted(output: Any, tokens: torch.Tensor) -> torch.Tensor:
+    from eckart.models._quality import next_token_loss
+
+    return next_token_loss(output[0], tokens)
+
+
+def _probed(seed: int) -> Loss:
+    import torch
+
+    from eckart.models._quality import output_probe
+
+    generator = torch.Generator().manual_seed(seed)
+    return lambda output, tokens: output_probe(output[0], generator)
+
+
 def _sweep(
     runner: BlockRunner,
     model: HuggingFaceModel,
@@ -154,14 +179,13 @@ def _sweep(
     take: Callable[[Sequence[str], Taps | None], object],
     journal: Journal,
     progress: Progress,
+    loss: Loss,
 ) -> list[torch.Tensor]:
     """Run forward block by block, then the head, then backward block by block, and hand over each block's Grams.
 
     Returns the gradients that reach the first block. What is seen of `tables` goes to the journal.
     Where the journal holds gradients at a block boundary, nothing beyond it is run again.
     """
-    from eckart.models._quality import next_token_loss
-
     blocks = model.blocks()
     home = home_blocks(names, blocks)
     backward, reached = method.gradients != "none", journal.gradients()
@@ -178,7 +202,7 @@ def _sweep(
             taps = listening.enter_context(model.tap(outside, gradients=method.gradients))
             seen = {name: listening.enter_context(model.tap_table(name)) for name in tables}
             if backward:
-                gradients = runner.tail(lambda output, tokens: next_token_loss(output[0], tokens))
+                gradients = runner.tail(loss)
             else:
                 for b in range(len(runner.batches)):
                     runner.outputs(b)

@@ -1,13 +1,14 @@
 """Sequential correction: factors fitted anew, block by block, to what the compressed blocks before them let through.
 
 A layer y = W x of the dense network reads x' once the layers before it are compressed. With G' = Σ x' x'ᵀ and
-C = Σ x x'ᵀ, the `up` that brings up·down·x' nearest to the target τ W x + (1 - τ) W x' is
+C = Σ x x'ᵀ, the matrix that brings x' nearest to the target τ W x + (1 - τ) W x' is, β being a ridge towards W,
 
-    up = W (τ C + (1 - τ) G' + βI) downᵀ (down (G' + βI) downᵀ)⁻¹,
+    W* = W + τ W (C - G') (G' + βI)⁻¹.
 
-β a ridge towards W: where the inputs have not changed and down keeps all of them, up·down is W. This is the minimum for
-any weighting of the outputs, so that it is optimal in the two-sided metric too without its output Gram; `down`, the
-directions that count, is kept as it was truncated.
+Of it, `up` is fitted anew, and `down`, the directions that count, stays as it was truncated: with the metric M, which
+is G' moved towards its mean eigenvalue as the truncation's was, up = W* M downᵀ (down M downᵀ)⁻¹. No other `up` is
+nearer to W* whatever weight outputs have, so that it is the best in the two-sided metric too, without its output Gram;
+and where x' = x it is what it was.
 
 Sources: Zhang et al., TPAMI 38(10), 2016; τ = 0, SVD-LLM's update (ICLR 2025); the mixture and the fit of `down`, MPIFA
 (ICML 2025).
@@ -42,15 +43,17 @@ def refit(weight: torch.Tensor, pair: Pair, seen: CrossGram, how: Correction) ->
     """Return the pair of W, (m, n), fitted to what was seen of its inputs, in float64."""
     import torch
 
-    w, down = weight.double(), pair.down.to(weight.device).double()
-    mixed = how.target * seen.cross + (1 - how.target) * seen.gram
-    ridge = how.ridge * seen.gram.diagonal().mean()
-    eye = torch.eye(w.shape[1], dtype=w.dtype, device=w.device)
-    reached = down @ (seen.gram + ridge * eye) @ down.T
+    w, down, gram = weight.double(), pair.down.to(weight.device).double(), seen.gram
+    eye, level = torch.eye(len(gram), dtype=gram.dtype, device=gram.device), gram.diagonal().mean()
+    metric = (1 - how.shrinkage) * gram + how.shrinkage * level * eye
+    drift = how.target * (seen.cross - gram)
+    if how.ridge:
+        drift = drift @ torch.linalg.solve(gram + how.ridge * level * eye, metric)
     # Fewer tokens than directions leave some without data; these get the least solution, as least squares give it.
-    up = w @ (mixed + ridge * eye) @ down.T @ torch.linalg.pinv(reached, hermitian=True)
+    up = w @ (metric + drift) @ down.T @ torch.linalg.pinv(down @ metric @ down.T, hermitian=True)
     if how.down_ridge is not None:
-        wanted = torch.linalg.solve(seen.gram + how.down_ridge * eye, w @ mixed + how.down_ridge * w, left=False)
+        mixed = gram + how.target * (seen.cross - gram)
+        wanted = torch.linalg.solve(gram + how.down_ridge * eye, w @ (mixed + how.down_ridge * eye), left=False)
         down = torch.linalg.pinv(up) @ wanted
     return Pair(up, down)
 

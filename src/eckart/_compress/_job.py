@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eckart._compress._plan import LayerPlan, Plan
+from eckart._compress._plan import SQUARES, LayerPlan, Plan
 from eckart._compress._sharing import stacks_in, stacks_of
 from eckart._compress._target import Target, check_target
 from eckart.errors import UsageError
@@ -63,6 +63,7 @@ def prepare(
     model: Source | Model,
     target: Target | None,
     method: str,
+    loss: str,
     correct: bool | None,
     storage: str,
     dtype: str | None,
@@ -89,7 +90,7 @@ def prepare(
             fix="give the model's folder, with its config.json",
         )
     opened.check_dense()
-    chosen = choose_method(method, opened)
+    chosen = choose_method(method, loss, opened)
     if storage not in STORAGE:
         raise UsageError(f"there is no storage {storage!r}", fix=f"one of {', '.join(STORAGE)}")
     if target is not None:
@@ -166,7 +167,9 @@ def planned(job: Job, given: Plan | None = None, *, out: Path | None = None, res
     pieces = calibration_pieces(job)
     fingerprint = {} if out is None else _fingerprint(job, pieces, ranks)
     with journal_beside(out, fingerprint, resume=resume) as journal:
-        cuts = truncations(model, ranks, pieces, job.method, stacks, journal, device=job.device, progress=job.progress)
+        cuts = truncations(
+            model, ranks, pieces, job.method, stacks, journal, device=job.device, seed=job.seed, progress=job.progress
+        )
         yield Planned(_plan(job, given, reasons, choose(cuts), cuts), cuts, pieces, journal)
 
 
@@ -212,7 +215,8 @@ def _fingerprint(job: Job, pieces: torch.Tensor | None, ranks: Mapping[str, tupl
         model.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
         model.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     text = b"" if pieces is None else f"{tuple(pieces.shape)}".encode() + pieces.cpu().contiguous().numpy().tobytes()
-    configuration = json.dumps([job.method.name, repr(job.correction), sorted(ranks.items())])
+    drawn = job.seed if job.method.unit == SQUARES else None
+    configuration = json.dumps([job.method.name, job.method.unit, drawn, repr(job.correction), sorted(ranks.items())])
     return {
         "model": model.hexdigest(),
         "calibration": hashlib.sha256(text).hexdigest(),

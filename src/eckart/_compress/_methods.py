@@ -7,12 +7,12 @@ tests/reference/test_baselines.py checks. They differ from "two-sided" in these 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from eckart._compress._plan import ADDITIVE_UNIT
+from eckart._compress._plan import NATS, SQUARES
 from eckart._compress._reshape import DROP_LAYERS, SLICE, Reshape
 from eckart.errors import UsageError
 
@@ -47,18 +47,20 @@ class Correction:
     """How factors are fitted anew once ranks are chosen; `_correct` has the formulas.
 
     target: τ, the share of the dense network's own output in what is aimed at. ridge: β as a part of the mean diagonal
-    of G'. together: all layers of a block at once, which is dense inside meanwhile; else each in the order in which
-    they run, after those before it. down_ridge: where given, `down` is fitted after `up`, to the dense solution with
-    this ridge towards W, added to the sums as it is.
+    of G'; 0 only without shrinkage, that of G' in the metric in which `up` is fitted. together: all layers of a block
+    at once, which is dense inside meanwhile; else each in the order in which they run, after those before it.
+    down_ridge: where given, `down` is fitted after `up`, to the dense solution with this ridge towards W, added to the
+    sums as it is.
     """
 
     target: float
     ridge: float
     together: bool
+    shrinkage: float = 0.0
     down_ridge: float | None = None
 
 
-SEQUENTIAL = Correction(target=0.75, ridge=0.05, together=False)
+SEQUENTIAL = Correction(target=0.75, ridge=0.05, together=False, shrinkage=INPUT_SHRINKAGE)
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,11 @@ def _second_order(cut: Spectrum) -> np.ndarray[tuple[int, ...], np.dtype[np.floa
     return cut.losses / 2
 
 
+def _squared(cut: Spectrum) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    """Σ_{i>k} s_i²: mean squared change of an output, its Gauss–Newton matrix taken as Γ ⊗ G."""
+    return cut.losses
+
+
 def _relative(cut: Spectrum) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     """Σ_{i>k} s_i² / Σ s_i²: comparable between layers in form only, not in effect."""
     return cut.losses / cut.losses[0] if cut.losses[0] > 0 else cut.losses
@@ -141,7 +148,7 @@ _OUTPUT, _WEIGHT = "squared relative output error", "squared relative weight err
 _TABLE = (
     #      name          metric                        inputs gradients  ranks       losses         unit
     Method("two-sided", _two_sided(INPUT_SHRINKAGE, GRADIENT_SHRINKAGE), True, "all", "knapsack", _second_order,
-           ADDITIVE_UNIT, storage="auto", tables=True),
+           NATS, storage="auto", tables=True),
     Method("input",      _inputs(INPUT_SHRINKAGE),     True,  "none",    "knapsack", _relative,     _OUTPUT, "auto"),
     Method("plain",      _weights_alone,               False, "none",    "uniform",  _relative,     _WEIGHT),
     Method("fwsvd",      _fwsvd,                       True,  "weights", "uniform",  _relative,     _WEIGHT),
@@ -158,20 +165,28 @@ _TABLE = (
            reshape=DROP_LAYERS),
     Method("slicegpt",   _weights_alone,               True,  "none",    "uniform",  _relative,     _OUTPUT,
            reshape=SLICE),
-    Method("kfac",       _two_sided(*KFAC_SHRINKAGE),  True,  "clipped", "uniform",  _second_order, ADDITIVE_UNIT),
+    Method("kfac",       _two_sided(*KFAC_SHRINKAGE),  True,  "clipped", "uniform",  _second_order, NATS),
 )  # fmt: skip
 METHODS = {method.name: method for method in _TABLE}
 
 
-def choose_method(name: str, model: HuggingFaceModel) -> Method:
-    """Return the method of this name; "auto" is two-sided where a next-token loss exists, else input."""
-    if name == "auto":
-        return METHODS["two-sided" if model.predicts_next_token else "input"]
-    if name not in METHODS:
+LOSSES = ("auto", "next-token", "outputs")
+
+
+def choose_method(name: str, loss: str, model: HuggingFaceModel) -> Method:
+    """Return the method of this name, for this loss; "auto" are two-sided, and next-token where the model has that."""
+    if loss not in LOSSES:
+        raise UsageError(f"there is no loss {loss!r}", fix=f"one of {', '.join(LOSSES)}")
+    if name != "auto" and name not in METHODS:
         raise UsageError(f"there is no method {name!r}", fix=f"one of auto, {', '.join(METHODS)}")
-    if METHODS[name].gradients != "none" and not model.predicts_next_token:
+    method = METHODS["two-sided" if name == "auto" else name]
+    if loss != "auto" and method.unit != NATS:
+        raise UsageError(f"method {name!r} asks for no loss, so loss= has no meaning", fix="method='two-sided'")
+    if loss == "outputs" or (loss == "auto" and method.unit == NATS and not model.predicts_next_token):
+        return replace(method, losses=_squared, unit=SQUARES, tables=False)
+    if method.gradients != "none" and not model.predicts_next_token:
         raise UsageError(
-            f"method {name!r} needs a next-token loss, which {type(model.module).__name__} does not have",
-            fix="method='input'",
+            f"{type(model.module).__name__} has no next-token loss, which method {name!r} or loss= asks for",
+            fix="loss='outputs' with method='two-sided', or method='input'",
         )
-    return METHODS[name]
+    return method

@@ -12,10 +12,12 @@ from eckart._files import dump_json, write_whole
 from eckart.errors import InputError, UsageError
 from eckart.models._option import Option, dense, factored, group_sizes, grouped, read_option, shared
 
-__all__ = ["ADDITIVE_UNIT", "LayerPlan", "Plan"]
+__all__ = ["ADDITIVE_UNITS", "NATS", "SQUARES", "LayerPlan", "Plan"]
 
 SCHEMA = "eckart.plan/1"
-ADDITIVE_UNIT = "nats a token"  # relative errors of different layers have no meaningful sum
+NATS = "nats a token"  # of the next-token loss
+SQUARES = "mean squared change of an output"  # over all numbers that the model returns
+ADDITIVE_UNITS = (NATS, SQUARES)  # relative errors of different layers have no meaningful sum
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Plan:
     @property
     def predicted_loss_increase(self) -> float | None:
         """Sum over the layers; None where a layer's is not known, or losses in this unit do not add up."""
-        if self.unit != ADDITIVE_UNIT or self.change is not None:
+        if self.unit not in ADDITIVE_UNITS or self.change is not None:
             return None
         parts = [layer.loss_increase for layer in self.layers if layer.option.format != "dense"]
         return None if any(part is None for part in parts) else sum(part for part in parts if part is not None)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from eckart._compress._plan import ADDITIVE_UNIT
+from eckart._compress._plan import ADDITIVE_UNITS
 from eckart.errors import UsageError
 from eckart.models._safetensors import parse_size
 
@@ -40,7 +40,7 @@ def as_target(keep: float | None, size: str | int | None, loss: float | None, co
             f"keep = {keep:g} is not a fraction to keep", fix="a number above 0 and at most 1, such as 0.8"
         )
     if loss is not None and not 0 <= loss < math.inf:
-        raise UsageError(f"max_loss_increase = {loss:g} cannot be", fix="a number from 0 on, in nats a token")
+        raise UsageError(f"max_loss_increase = {loss:g} cannot be", fix="a number from 0 on, in the unit of the loss")
     if cost not in COSTS:
         raise UsageError(f"cost {cost!r} is not known", fix=f"one of {', '.join(COSTS)}")
     if size is not None:
@@ -50,8 +50,8 @@ def as_target(keep: float | None, size: str | int | None, loss: float | None, co
 
 def check_target(target: Target, method: Method) -> None:
     """Raise UsageError where the method cannot say what a loss of this size would be."""
-    if target.loss is not None and (method.uniform or method.unit != ADDITIVE_UNIT):
+    if target.loss is not None and (method.uniform or method.unit not in ADDITIVE_UNITS):
         raise UsageError(
-            f"method {method.name!r} predicts no loss in {ADDITIVE_UNIT}, so max_loss_increase= has no meaning",
+            f"method {method.name!r} predicts no loss that adds up over layers, so max_loss_increase= has no meaning",
             fix="method='two-sided', or keep=",
         )

@@ -37,7 +37,9 @@ Keep = Annotated[Optional[float], typer.Option(help="Fraction of all parameters 
 Size = Annotated[Optional[str], typer.Option(help="Or the largest size of the weight files, as 300MB or 1.5GiB.")]  # noqa: UP045
 MaxLossIncrease = Annotated[
     Optional[float],  # noqa: UP045
-    typer.Option(help="Or the most that may be lost, as predicted, in nats a token, at the least cost."),
+    typer.Option(
+        help="Or the most that may be lost, as predicted, in nats a token for a language model, at the least cost."
+    ),
 ]
 Cost = Annotated[Literal["params", "bytes"], typer.Option(help="What --keep counts, or a given loss leaves least of.")]
 Method = Annotated[
@@ -45,6 +47,12 @@ Method = Annotated[
     typer.Option(
         help="auto, two-sided, input, plain; or a published baseline: fwsvd, asvd, svd-llm, svd-llm-update, "
         "svd-llm-v2, mpifa, basis-sharing, kfac, drop-layers, slicegpt."
+    ),
+]
+Loss = Annotated[
+    Literal["auto", "next-token", "outputs"],
+    typer.Option(
+        help="What two-sided and kfac keep small; outputs: their mean squared change, for models without labels."
     ),
 ]
 Correct = Annotated[
@@ -83,6 +91,7 @@ def compress(
     data: Data = None,
     evaluate: Evaluate = None,
     method: Method = "auto",
+    loss: Loss = "auto",
     correct: Correct = None,
     storage: Storage = "auto",
     layers: Layers = None,
@@ -122,6 +131,7 @@ def compress(
                 evaluate=evaluate,
                 beside=beside or (),
                 method=method,
+                loss=loss,
                 correct=correct,
                 storage=storage,
                 layers=layers or "*",
@@ -154,6 +164,7 @@ def plan(
     out: Annotated[Optional[Path], typer.Option("--out", "-o", help="File for the plan, to edit and use.")] = None,  # noqa: UP045
     data: Data = None,
     method: Method = "auto",
+    loss: Loss = "auto",
     correct: Correct = None,
     storage: Storage = "auto",
     layers: Layers = None,
@@ -180,6 +191,7 @@ def plan(
                 cost=cost,
                 data=data,
                 method=method,
+                loss=loss,
                 correct=correct,
                 storage=storage,
                 layers=layers or "*",

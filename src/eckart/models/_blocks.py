@@ -19,7 +19,7 @@ from torch import nn
 from eckart._files import cannot_write
 from eckart.errors import InputError
 
-__all__ = ["BlockRunner", "block_names"]
+__all__ = ["BlockRunner", "Loss", "block_names"]
 
 Loss = Callable[[Any, torch.Tensor], torch.Tensor]
 
