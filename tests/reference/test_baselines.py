@@ -114,10 +114,7 @@ def changed(x: Array) -> Array:
 
 
 OF_SEVERAL_LAYERS = {"basis-sharing"}  # held to their formulas further down
-OF_THE_MODEL = {
-    "drop-layers",
-    "slicegpt",
-}  # and in tests/models/test_reshape.py; slicegpt is not its authors' algorithm
+OF_THE_MODEL = {"drop-layers", "slicegpt", "lems"}  # tests/models; slicegpt is not its authors' algorithm
 FORMULAS = {
     "plain": by_plain,
     "fwsvd": by_fwsvd,

@@ -101,7 +101,7 @@ def compress(
     texts to calibrate on, of which `tokens` tokens are drawn by `seed` in pieces of `context`; only "plain" needs none.
     method: "two-sided" (inputs and output gradients, ranks by predicted loss; also "auto"), "input" (inputs alone),
     "plain" (truncated SVD, the same fraction everywhere), or a published one: "fwsvd", "asvd", "svd-llm",
-    "svd-llm-update", "svd-llm-v2", "mpifa", "basis-sharing", "kfac", "drop-layers", "slicegpt". loss: of methods with
+    "svd-llm-update", "svd-llm-v2", "mpifa", "basis-sharing", "kfac", "lems", "drop-layers", "slicegpt". loss: of methods with
     gradients, "next-token", in nats a token; "outputs", the mean squared change of a number that the model returns,
     which needs no labels; "auto", the first where the model predicts tokens. correct: fit the factors anew, block by
     block, to what the compressed blocks before them let through. storage: of a layer of rank k, "pair" (two factors,

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,6 +137,7 @@ def planned(job: Job, given: Plan | None = None, *, out: Path | None = None, res
     """
     from eckart._compress._calibrate import truncations
     from eckart._compress._journal import journal_beside
+    from eckart._compress._lems import best_of_depths, measured, within_bounds
     from eckart._compress._ranks import most_useful_ranks, ranks_on_offer, selected
 
     model, layers = job.model, job.model.layers()
@@ -150,6 +151,8 @@ def planned(job: Job, given: Plan | None = None, *, out: Path | None = None, res
             name: _options(model, unit, job.dtype, ranks_on_offer(unit, job.method, formats[name]))
             for name, unit in units.items()
         }
+        if job.method.ranks == "search":
+            offers = within_bounds(offers, job.target.keep or 1.0 if job.target else 1.0)
         ranks = {name: most_useful_ranks(unit, formats[name]) for name, unit in units.items()}
         choose = _choice(job, offers, stacks)  # what is impossible is said before the long work
     else:
@@ -170,7 +173,13 @@ def planned(job: Job, given: Plan | None = None, *, out: Path | None = None, res
         cuts = truncations(
             model, ranks, pieces, job.method, stacks, journal, device=job.device, seed=job.seed, progress=job.progress
         )
-        yield Planned(_plan(job, given, reasons, choose(cuts), cuts), cuts, pieces, journal)
+        if job.method.ranks == "search" and given is None:
+            assert pieces is not None
+            cuts = measured(job, cuts, pieces, journal)
+            options = best_of_depths(job, choose, cuts, pieces)
+        else:
+            options = choose(cuts)
+        yield Planned(_plan(job, given, reasons, options, cuts), cuts, pieces, journal)
 
 
 def _plan(
@@ -180,9 +189,12 @@ def _plan(
 
     model, dtype, shard = job.model, job.dtype, job.max_shard_bytes
     changed, target = _changed(options), job.target
+    known: dict[str, float | None] = {}
     if target is None:
         assert given is not None
         target = Target(given.cost, given.keep, given.size, given.max_loss_increase)
+        if job.method.ranks == "search":  # a plan that is given is not measured again
+            known = {layer.name: layer.loss_increase for layer in given.layers}
     return Plan(
         model=model.name,
         method=job.method.name,
@@ -195,7 +207,9 @@ def _plan(
         seed=job.seed,
         unit=job.method.unit,
         layers=tuple(
-            _layer_plan(job, layer, reasons[name], changed.get(name), cuts) for name, layer in model.layers().items()
+            replace(made, loss_increase=known.get(name, made.loss_increase))
+            for name, layer in model.layers().items()
+            for made in [_layer_plan(job, layer, reasons[name], changed.get(name), cuts)]
         ),
         parameters_before=model.parameters,
         parameters_after=predicted_parameters(model, changed),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -127,6 +128,16 @@ class Journal:
             inputs = Gram(len(found["sum"]))
             inputs.sum, inputs.count = found["sum"], int(found["count"])
         return TableTaps(found["looked_up"], found["predicted"], inputs)
+
+    def put_number(self, layer: str, value: float) -> None:
+        """Keep what was measured of a layer."""
+        with write_whole(self._path(f"{layer}#number")) as file:
+            file.write(dump_json(value).encode())
+
+    def number(self, layer: str) -> float | None:
+        """Return what was measured of a layer, None where nothing was."""
+        path = self._path(f"{layer}#number")
+        return float(json.loads(path.read_bytes())) if path.exists() else None
 
     def has_metric(self, layer: str) -> bool:
         return self._path(f"{layer}#metric").exists()

@@ -70,18 +70,18 @@ class Method:
     metric: from what was tapped, the Grams (inputs, outputs) in which a layer is truncated, None for I. inputs: whether
     it needs a calibration text. gradients: what it needs of a backward pass. ranks: "knapsack", the least predicted
     loss; "uniform", the same fraction of every layer; "by type", fractions by SVD-LLM v2's rule within layers of the
-    same type. losses: from a truncation, the predicted loss increase at ranks 0 … min(m, n). unit: what that is
-    measured in. storage: what "auto" storage is, of the baselines what their authors do. tables: whether it takes in an
-    embedding and the head tied to it. correction: that which is part of the method. shares: whether layers of the same
-    type in adjacent blocks share a factor. reshape: where given, what is done to the model as a whole; its layers stay
-    as they are, and nothing else of the row matters but inputs.
+    same type; "search", by divergences that are measured, as in LEMS. losses: from a truncation, the predicted loss
+    increase at ranks 0 … min(m, n). unit: what that is measured in. storage: what "auto" storage is, of the baselines
+    what their authors do. tables: whether it takes in an embedding and the head tied to it. correction: that which is
+    part of the method. shares: whether layers of the same type in adjacent blocks share a factor. reshape: where given,
+    what is done to the model as a whole; its layers stay as they are, and nothing else of the row matters but inputs.
     """
 
     name: str
     metric: Metric
     inputs: bool
     gradients: Gradients
-    ranks: Literal["knapsack", "uniform", "by type"]
+    ranks: Literal["knapsack", "uniform", "by type", "search"]
     losses: Losses
     unit: str
     storage: str = "pair"
@@ -93,7 +93,7 @@ class Method:
     @property
     def uniform(self) -> bool:
         """Whether the choice of ranks asks for every rank, and not for a few among which a knapsack chooses."""
-        return self.ranks != "knapsack"
+        return self.ranks in ("uniform", "by type")
 
 
 def predicted_loss(method: Method, cut: Cut, ranks: Sequence[int]) -> float:
@@ -107,7 +107,9 @@ def _second_order(cut: Spectrum) -> np.ndarray[tuple[int, ...], np.dtype[np.floa
 
 
 def _squared(cut: Spectrum) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    """Σ_{i>k} s_i²: mean squared change of an output, its Gauss–Newton matrix taken as Γ ⊗ G."""
+    """Σ_{i>k} s_i², as it is: with probes of the outputs, the mean squared change of one, its Gauss–Newton matrix taken
+    as Γ ⊗ G.
+    """
     return cut.losses
 
 
@@ -145,6 +147,7 @@ def _fwsvd(taps: Taps, name: str) -> tuple[Any, Any]:
 
 
 _OUTPUT, _WEIGHT = "squared relative output error", "squared relative weight error"
+_MEASURED = "nats a token, measured at one rank and scaled"
 _TABLE = (
     #      name          metric                        inputs gradients  ranks       losses         unit
     Method("two-sided", _two_sided(INPUT_SHRINKAGE, GRADIENT_SHRINKAGE), True, "all", "knapsack", _second_order,
@@ -166,6 +169,7 @@ _TABLE = (
     Method("slicegpt",   _weights_alone,               True,  "none",    "uniform",  _relative,     _OUTPUT,
            reshape=SLICE),
     Method("kfac",       _two_sided(*KFAC_SHRINKAGE),  True,  "clipped", "uniform",  _second_order, NATS),
+    Method("lems",       _two_sided(*KFAC_SHRINKAGE),  True,  "clipped", "search",   _squared,      _MEASURED),
 )  # fmt: skip
 METHODS = {method.name: method for method in _TABLE}
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from eckart._compress._allocate import Choices, least_loss
+from eckart._compress._allocate import Choices, least_loss, least_loss_exactly
 from eckart._compress._methods import Method
 from eckart._compress._tables import StoredTable, ranks_of_group
 from eckart._factorise import Cut
@@ -115,7 +115,8 @@ def choose_ranks(offers: Offers, cuts: Mapping[str, Cut], method: Method, budget
     if method.ranks == "by type":
         return _by_fraction(offers, budget, cost, _shares_by_type(offers, cuts, budget, cost))
     offers = _with_tables(offers, cuts, method, cost)
-    chosen = least_loss({name: _choices(options, cuts[name], method, cost) for name, options in offers.items()}, budget)
+    solve = least_loss_exactly if method.ranks == "search" else least_loss
+    chosen = solve({name: _choices(options, cuts[name], method, cost) for name, options in offers.items()}, budget)
     return {name: offers[name][i] for name, i in chosen.items()}
 
 

@@ -46,7 +46,7 @@ Method = Annotated[
     str,
     typer.Option(
         help="auto, two-sided, input, plain; or a published baseline: fwsvd, asvd, svd-llm, svd-llm-update, "
-        "svd-llm-v2, mpifa, basis-sharing, kfac, drop-layers, slicegpt."
+        "svd-llm-v2, mpifa, basis-sharing, kfac, lems, drop-layers, slicegpt."
     ),
 ]
 Loss = Annotated[

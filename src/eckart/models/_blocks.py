@@ -175,6 +175,16 @@ class BlockRunner:
         with self._stubs(last=self._last(b) if self.blocks else None):
             return self.module(self.batches[b].to(self.home), **self._extra)
 
+    @torch.no_grad()
+    def onward(self, i: int, b: int) -> Any:
+        """Return what the model returns for batch b, run from boundary i on; the states stay as they are."""
+        state = self.states.get(i, b)
+        for j in range(i, len(self.blocks)):
+            with self._moved(self.blocks[j]) as block:
+                state = self._call(block, j, b, state)
+        with self._stubs(last=state.to(self.home)):
+            return self.module(self.batches[b].to(self.home), **self._extra)
+
     def _last(self, b: int) -> torch.Tensor:
         return self.states.get(len(self.blocks), b).to(self.home)
 
