@@ -101,11 +101,11 @@ def compress(
     texts to calibrate on, of which `tokens` tokens are drawn by `seed` in pieces of `context`; only "plain" needs none.
     method: "two-sided" (inputs and output gradients, ranks by predicted loss; also "auto"), "input" (inputs alone),
     "plain" (truncated SVD, the same fraction everywhere), or a published one: "fwsvd", "asvd", "svd-llm",
-    "svd-llm-update", "svd-llm-v2", "mpifa", "basis-sharing", "kfac", "lems", "drop-layers", "slicegpt". loss: of methods with
-    gradients, "next-token", in nats a token; "outputs", the mean squared change of a number that the model returns,
-    which needs no labels; "auto", the first where the model predicts tokens. correct: fit the factors anew, block by
-    block, to what the compressed blocks before them let through. storage: of a layer of rank k, "pair" (two factors,
-    k(m + n) numbers), "pifa" (k of its rows and the others' coefficients, k(m + n - k) numbers and an order: more rank
+    "svd-llm-update", "svd-llm-v2", "mpifa", "basis-sharing", "kfac", "lems", "drop-layers", "slicegpt". loss: of
+    methods with gradients, "next-token", in nats a token; "outputs", the mean squared change of a number that the model
+    returns, which needs no labels; "auto", the first where the model predicts tokens. correct: fit the factors anew,
+    block by block, to what the compressed blocks before them let through. storage: of a layer of rank k, "pair" (two
+    factors, k(m + n) numbers), "pifa" (k of its rows and the others' coefficients, k(m + n - k) and an order: more rank
     for the same size, less speed at the same rank), or "auto", what serves each layer best, but what their authors
     store for "plain" and the published methods. layers: name patterns, "!" excludes. dtype: of the saved weights, by
     default that of the source, float16 for a quantised one. format: "factored", or "dense" for an ordinary checkpoint

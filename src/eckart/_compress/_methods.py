@@ -1,7 +1,8 @@
 """The compression methods: in which metric a weight is truncated, and how ranks are chosen. One literal table.
 
 Baselines follow their authors' formulas: the same weights, up to rounding, at the same rank and statistics, which
-tests/reference/test_baselines.py checks. They differ from "two-sided" in these lines alone.
+tests/reference/test_baselines.py and tests/models/test_{lems,reshape}.py check. Not verified: "slicegpt", a variant of
+SliceGPT; of "lems", the choice of ranks, for which it has other solvers. docs/decisions/0018 says how they differ.
 """
 
 from __future__ import annotations
