@@ -87,12 +87,16 @@ class Machine(_Part):
 
 
 class Option(_Part):
-    """What a layer becomes: "dense" with no rank, "pair", "pifa" or "folded" with one, "grouped" with one a group."""
+    """What a layer becomes: "dense" with no rank, "grouped" with one a group, and others with one.
+
+    down_of: the layer whose `down` a "shared" one uses.
+    """
 
     version: Literal[1]
-    format: Literal["dense", "pair", "pifa", "folded", "grouped"]
+    format: Literal["dense", "pair", "shared", "pifa", "folded", "grouped"]
     ranks: tuple[Count, ...]
     dtype: str
+    down_of: str = ""
 
     @model_validator(mode="after")
     def _one_rank_for_factors(self) -> Option:
@@ -142,6 +146,8 @@ class Timing(_Part):
 
 
 class Plan(_Part):
+    """One option a layer. change: what a method does to the model as a whole: blocks dropped, or its hidden size."""
+
     version: Literal["eckart.plan/1"] = Field(alias="schema")
     model: str
     method: str
@@ -159,6 +165,8 @@ class Plan(_Part):
     bytes_after: Count
     keep_reached: NotNegative
     predicted_loss_increase: float | None
+    correct: bool = False
+    change: dict[str, tuple[str, ...] | Count] | None = None
     timing: Timing | None = None
 
     @model_validator(mode="after")

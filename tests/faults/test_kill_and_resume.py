@@ -37,6 +37,7 @@ def deadly(function):
     return called
 
 owner, name = {"layer": (journal.Journal, "put"), "gradients": (journal.Journal, "put_gradients"),
+               "refit": (journal.Journal, "put_refit"), "metric": (journal.Journal, "put_metric"),
                "training": (journal.Journal, "put_training"), "rename": (os, "replace"),
                "saving": (finish, "save"), "checking": (finish, "_check_reloaded")}[where]
 setattr(owner, name, deadly(getattr(owner, name)))
@@ -85,6 +86,29 @@ def test_killed_at_any_point_it_goes_on_to_the_same_bytes(
     subprocess.run([sys.executable, "-m", "eckart", *arguments, "-o", str(out), "--resume"], check=True)
     assert contents(out) == expected
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
+
+
+def test_killed_while_factors_are_corrected_it_goes_on_to_the_same_bytes(arguments: list[str], tmp_path: Path) -> None:
+    command = [*arguments, "--correct", "-o", str(tmp_path / "small")]
+    for count in (1, 9):  # each run goes on from the last one's end
+        begun = tmp_path.joinpath(".small.journal").exists()
+        more = [*command, "--resume"] if begun else command
+        killed = subprocess.run([sys.executable, "-c", KILLER, "refit", str(count), *more], check=False)
+        assert killed.returncode == -signal.SIGKILL
+    subprocess.run([sys.executable, "-m", "eckart", *command, "--resume"], check=True)
+    whole = tmp_path / "whole"
+    subprocess.run([sys.executable, "-m", "eckart", *arguments, "--correct", "-o", str(whole)], check=True)
+    assert contents(tmp_path / "small") == contents(whole)
+
+
+def test_killed_between_blocks_that_share_it_goes_on_to_the_same_bytes(arguments: list[str], tmp_path: Path) -> None:
+    command = [*arguments, "--method", "basis-sharing", "-o", str(tmp_path / "small")]
+    killed = subprocess.run([sys.executable, "-c", KILLER, "metric", "3", *command], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    subprocess.run([sys.executable, "-m", "eckart", *command, "--resume"], check=True)
+    command[-1] = str(tmp_path / "whole")
+    subprocess.run([sys.executable, "-m", "eckart", *command], check=True)
+    assert contents(tmp_path / "small") == contents(tmp_path / "whole")
 
 
 def test_killed_twice_and_finished_layers_are_not_made_again(
@@ -148,6 +172,7 @@ def interrupted(tiny: Tiny, texts: dict[str, Path], tmp_path: Path, monkeypatch:
         ("calibration", {"seed": 1}),
         ("calibration", {"tokens": 512}),
         ("configuration", {"method": "kfac"}),
+        ("configuration", {"correct": True}),
         ("configuration", {"storage": "pair"}),
         ("configuration", {"layers": "*mlp*"}),
     ],

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import eckart
-from eckart._compress._calibrate import _sweep
+from eckart._compress._calibrate import _predicted, _sweep
 from eckart._compress._journal import Journal
 from eckart._compress._methods import METHODS
 from eckart._factorise import truncation
@@ -55,7 +55,7 @@ def test_grams_are_those_of_one_pass_through_the_whole_model(tiny: Tiny, kind: s
         outputs.update({name: taps.outputs[name] for name in some if method.gradients != "none"})
 
     with contextlib.closing(model.runner(BATCHES)) as runner:
-        _sweep(runner, model, names, [], method, take, Journal(tmp_path), silent)
+        _sweep(runner, model, names, [], method, take, Journal(tmp_path), silent, _predicted)
     assert inputs.keys() == set(names)
     for name in names:
         assert inputs[name].count == sum(batch.numel() for batch in BATCHES)

@@ -231,8 +231,12 @@ def test_wrong_calls_say_what_to_do(tiny: Tiny, texts: dict[str, Path], tmp_path
         eckart.compress(model, 0.8)
     with pytest.raises(UsageError, match="no method 'svd'"):
         eckart.compress(model, 0.8, method="svd")
-    with pytest.raises(UsageError, match="needs a next-token loss"):
-        eckart.compress(tiny("bert"), 0.8, method="two-sided", data=texts["train"])
+    with pytest.raises(UsageError, match="has no next-token loss"):
+        eckart.compress(tiny("bert"), 0.8, loss="next-token", data=texts["train"])
+    with pytest.raises(UsageError, match="has no next-token loss"):
+        eckart.compress(tiny("bert"), 0.8, method="fwsvd", data=texts["train"])
+    with pytest.raises(UsageError, match="loss= has no meaning"):
+        eckart.compress(model, 0.8, method="input", loss="outputs", data=texts["train"])
     with pytest.raises(UsageError, match="needs out="):
         eckart.compress(model, 0.8, method="plain", evaluate=texts["test"])
     small = eckart.compress(model, 0.8, method="plain")
@@ -314,7 +318,7 @@ def test_a_plan_can_be_carried_out_in_another_dtype(tiny: Tiny, tmp_path: Path) 
 def test_arguments_that_would_have_no_effect_are_refused(tiny: Tiny, tmp_path: Path) -> None:
     made = eckart.plan(tiny("llama"), 0.8, method="plain")
     for more in ({"method": "plain"}, {"storage": "pair"}, {"layers": "*mlp*"}):
-        with pytest.raises(UsageError, match="plan= decides method, storage and layers"):
+        with pytest.raises(UsageError, match="plan= decides method, loss, correct, storage and layers"):
             eckart.compress(tiny("llama"), plan=made, **more)
     with pytest.raises(UsageError, match="needs evaluate="):
         eckart.compress(tiny("llama"), 0.8, method="plain", out=tmp_path / "out", beside=[tiny("llama")])

@@ -285,7 +285,7 @@ def test_times_are_kept_and_a_damaged_or_foreign_file_is_measured_again(
         ("llama", {"keep": 0.8, "cost": "ms", "workload": "all"}, "workload 'all' is not known"),
         ("llama", {"size": "1MB", "cost": "ms"}, "size= alone leaves no time"),
         ("llama", {"size": "1MB", "keep": 0.8, "max_loss_increase": 0.1, "cost": "ms"}, "give one of keep="),
-        ("llama", {"size": "1MB", "keep": 0.8, "cost": "ms", "method": "plain"}, "reduces all layers alike"),
+        ("llama", {"size": "1MB", "keep": 0.8, "cost": "ms", "method": "plain"}, "weighs no loss against two costs"),
         ("bert", {"keep": 0.8, "cost": "ms", "workload": "decode"}, "generates no text"),
     ],
 )

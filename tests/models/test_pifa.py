@@ -95,11 +95,11 @@ def test_a_saved_model_answers_as_pairs_of_the_same_ranks_do(
 ) -> None:
     model: Any = eckart.open_model(tiny(kind))
     job: dict[str, Any] = {"data": texts["train"], "tokens": 1024, "context": 64, "dtype": dtype}
-    small = eckart.compress(model, 0.75, storage="pifa", out=tmp_path / "small", **job)
+    small = eckart.compress(model, 0.65, storage="pifa", out=tmp_path / "small", **job)
     plan = small.plan
     assert {option.format for option in plan.options.values()} == {"pifa", "folded"}
     again: Any = eckart.open_model(tmp_path / "small")  # `compress` has compared outputs, and sizes with the plan
-    assert again.parameters == small.parameters == plan.parameters_after <= 0.75 * model.parameters
+    assert again.parameters == small.parameters == plan.parameters_after <= 0.65 * model.parameters
     assert {name: option.ranks for name, option in again.replaced.items()} == {
         name: option.ranks for name, option in plan.options.items()
     }

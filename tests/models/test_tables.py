@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 import eckart
 import eckart.hf
-from eckart._compress._calibrate import _sweep
+from eckart._compress._calibrate import _predicted, _sweep
 from eckart._compress._journal import Journal
 from eckart._compress._methods import METHODS
 from eckart._compress._tables import StoredTable, groups_of, metric_of, ranks_of_group, row_weights
@@ -102,7 +102,9 @@ def test_what_is_seen_of_a_table_is_what_one_pass_shows(tiny: Tiny, kind: str, t
         predicted += out.logits.detach().softmax(-1).sum(dim=(0, 1))
     journal, seen = Journal(tmp_path), Gram(table.weight.shape[1])
     with contextlib.closing(model.runner(BATCHES)) as runner:
-        reached = _sweep(runner, model, [], [name], METHODS["two-sided"], lambda some, taps: None, journal, silent)
+        reached = _sweep(
+            runner, model, [], [name], METHODS["two-sided"], lambda some, taps: None, journal, silent, _predicted
+        )
         for rows in runner.before(table, reached):
             seen.add(rows.flatten(0, 1))
     taps = journal.seen(name)

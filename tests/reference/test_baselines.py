@@ -12,11 +12,17 @@ import torch
 from torch import nn
 
 import eckart
+from eckart._compress._correct import refit
+from eckart._compress._journal import Journal
 from eckart._compress._methods import METHODS
 from eckart._compress._ranks import _shares_by_type
-from eckart._factorise import Truncation, truncation
+from eckart._compress._sharing import Stacks
+from eckart._factorise import Gram, Truncation, truncation
+from eckart.errors import UsageError
 from eckart.models import _option
-from eckart.models._taps import clipped, tapped
+from eckart.models._cross import CrossGram
+from eckart.models._model import Layer
+from eckart.models._taps import Taps, clipped, tapped
 
 M, N, K, PIECES, TOKENS = 24, 16, 6, 5, 40
 Array = np.ndarray[Any, Any]
@@ -79,18 +85,50 @@ def by_kfac(W: Array, x: Array, g: Array, dW: Array) -> Array:
     return truncated(W, np.linalg.cholesky(R).T, np.linalg.cholesky(C))
 
 
+def by_svd_llm_update(W: Array, x: Array, g: Array, dW: Array) -> Array:
+    """Wang et al., ICLR 2025: U ← argmin ‖U (V x') - W x'‖, x' behind the compressed layers, by least squares."""
+    V, seen = right_factor(W, x), rows(changed(x))
+    U = np.linalg.lstsq(seen @ V.T, seen @ W.T)[0].T
+    return U @ V
+
+
+def by_mpifa(W: Array, x: Array, g: Array, dW: Array) -> Array:
+    """PIFA, ICML 2025, two steps: a quarter of the target is the dense output; λ = 1e-3 towards W, on sums."""
+    V, before, seen = right_factor(W, x), rows(x), rows(changed(x))
+    wanted = 0.75 * seen @ W.T + 0.25 * before @ W.T
+    XTX, YTX = seen.T @ seen, wanted.T @ seen
+    U = np.linalg.solve((V @ XTX @ V.T).T, (YTX @ V.T).T).T
+    new = np.linalg.solve((XTX + 1e-3 * np.eye(N)).T, (YTX + 1e-3 * W).T).T
+    return U @ np.linalg.lstsq(U, new)[0]
+
+
+def right_factor(W: Array, x: Array) -> Array:
+    S = np.linalg.cholesky(rows(x).T @ rows(x))
+    _, s, Vt = np.linalg.svd(W @ S)
+    return np.sqrt(s[:K])[:, None] * Vt[:K] @ np.linalg.inv(S)
+
+
+def changed(x: Array) -> Array:
+    """What the layer reads once those before it are compressed."""
+    return x + 0.3 * np.roll(x, 1, axis=-1)
+
+
+OF_SEVERAL_LAYERS = {"basis-sharing"}  # held to their formulas further down
+OF_THE_MODEL = {"drop-layers", "slicegpt", "lems"}  # tests/models; slicegpt is not its authors' algorithm
 FORMULAS = {
     "plain": by_plain,
     "fwsvd": by_fwsvd,
     "asvd": by_asvd,
     "svd-llm": by_svd_llm,
+    "svd-llm-update": by_svd_llm_update,
     "svd-llm-v2": by_svd_llm,
+    "mpifa": by_mpifa,
     "kfac": by_kfac,
 }
 
 
 def test_every_method_but_our_own_is_held_to_a_formula() -> None:
-    assert {*FORMULAS, "two-sided", "input"} == METHODS.keys()
+    assert {*FORMULAS, *OF_SEVERAL_LAYERS, *OF_THE_MODEL, "two-sided", "input"} == METHODS.keys()
 
 
 @pytest.mark.parametrize("name", FORMULAS)
@@ -104,8 +142,59 @@ def test_a_layer_is_truncated_by_its_authors_formula(seen: dict[str, Array], nam
             layer(some.requires_grad_()).backward(gradient)
     inputs, outputs = method.metric(taps, "layer")
     pair = truncation(layer.weight.detach(), inputs=inputs, outputs=outputs).pair(K)
+    if method.correction:
+        sums = CrossGram(N)
+        for before, instead in zip(x, torch.tensor(changed(seen["x"])), strict=True):
+            sums.add(before, instead)
+        pair = refit(layer.weight.detach(), pair, sums, method.correction)
     expected = FORMULAS[name](*(seen[part] for part in ("W", "x", "g", "dW")))
     assert np.linalg.norm((pair.up @ pair.down).numpy() - expected) <= 1e-5 * np.linalg.norm(expected)
+
+
+def test_a_shared_basis_is_that_of_its_authors(seen: dict[str, Array], tmp_path: Path) -> None:
+    """Wang et al., ICLR 2025: S from the sum of both Grams, one truncated SVD of S [W_1ᵀ W_2ᵀ]."""
+    x = {"0": rows(seen["x"]), "1": rows(changed(seen["x"]))}
+    W = {"0": seen["W"], "1": seen["W"][::-1] + 0.1}
+    layers = {name: Layer(name, "Linear", M, N, False, "", (name,)) for name in W}
+    stacks, journal, stack = Stacks({"0": list(layers.values())}), Journal(tmp_path), np.vstack(list(W.values()))
+    metric = METHODS["basis-sharing"].metric
+    total = 0
+    for name, inputs in x.items():
+        gram = Gram(N)
+        gram.add(torch.tensor(inputs))
+        total = total + metric(Taps({name: gram}), name)[0]
+    journal.put("0", truncation(torch.tensor(stack), inputs=total).stored())
+    cuts = stacks.cuts({"0": journal.get("0")})
+    found = {name: cuts[name].factors([K]) for name in W}
+    S = np.linalg.cholesky(sum(inputs.T @ inputs for inputs in x.values())).T
+    U, s, Vt = np.linalg.svd(S @ stack.T)
+    basis = np.linalg.inv(S) @ U[:, :K] * s[:K]
+    for i, name in enumerate(W):
+        expected = (basis @ Vt[:K, i * M : (i + 1) * M]).T
+        assert np.linalg.norm(found[name].matrix().numpy() - expected) <= 1e-5 * np.linalg.norm(expected)
+    assert torch.equal(found["0"].down, found["1"].down)
+
+
+def test_adjacent_blocks_share_what_reads_the_stream(tiny: Callable[..., Path], texts: dict[str, Path]) -> None:
+    model: Any = eckart.open_model(tiny("llama"))
+    job: dict[str, Any] = {"data": texts["train"], "tokens": 1024, "context": 64, "method": "basis-sharing"}
+    plan = eckart.plan(model, 0.75, **job)
+    options = plan.options
+    for leaf in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"):
+        first, second, alone = (options[f"model.layers.{i}.{leaf}"] for i in range(3))
+        assert (first.format, second.format, alone.format) == ("shared", "shared", "pair")
+        assert second.down_of == f"model.layers.0.{leaf}"
+    assert {options[f"model.layers.{i}.mlp.down_proj"].format for i in range(3)} == {"pair"}
+    small = eckart.compress(model, 0.75, **job)
+    again = eckart.compress(model, plan=plan, **{**job, "method": "auto"})
+    tokens = torch.arange(3, 67)[None]
+    assert small.plan == plan
+    assert torch.equal(small.run(tokens), again.run(tokens))
+    broken = plan.to_json()
+    entry = next(layer for layer in broken["layers"] if layer["name"] == second.down_of)
+    entry["option"]["ranks"] = [3]
+    with pytest.raises(UsageError, match="cannot share: their ranks or columns differ"):
+        eckart.compress(model, plan=eckart.Plan.from_json(broken), **{**job, "method": "auto"})
 
 
 def test_clipping_bounds_norms_and_leaves_vanished_gradients_alone() -> None:
@@ -143,7 +232,7 @@ def test_fractions_by_type_follow_the_rule_of_svd_llm_v2() -> None:
 
 
 @pytest.mark.parametrize("storage", ["auto", "pifa"])
-@pytest.mark.parametrize("name", [name for name in FORMULAS if name != "plain"])
+@pytest.mark.parametrize("name", [name for name in (*FORMULAS, *OF_SEVERAL_LAYERS) if name != "plain"])
 def test_every_baseline_compresses_a_model_within_the_budget(
     tiny: Callable[..., Path], texts: dict[str, Path], name: str, storage: Any
 ) -> None:
@@ -152,5 +241,7 @@ def test_every_baseline_compresses_a_model_within_the_budget(
     small = eckart.compress(model, 0.75, method=name, storage=storage, **job)
     assert 0.74 * model.parameters <= small.parameters <= 0.75 * model.parameters
     formats = {option.format for option in small.replaced.values()}
-    assert formats == ({"pifa", "folded"} if storage == "pifa" else {"pair"})
+    stacked = {"shared"} if METHODS[name].shares else set()  # which have one form of storage
+    stored = METHODS[name].storage if storage == "auto" else storage
+    assert formats == stacked | ({"pifa", "folded"} if stored == "pifa" else {"pair"})
     assert torch.isfinite(small.run(torch.arange(3, 67)[None])).all()

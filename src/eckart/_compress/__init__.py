@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from eckart._compress._job import Source, Texts, all_pieces, planned, prepare
-from eckart._compress._plan import Plan
+from eckart._compress._plan import SQUARES, Plan
+from eckart._compress._reshape import reshaped
 from eckart._compress._target import as_effort, as_target
 from eckart._files import check_room, refuse_existing
 from eckart.errors import UsageError
@@ -35,6 +36,8 @@ def plan(
     workload: Literal["prefill", "decode", "both"] = "both",
     data: Texts | None = None,
     method: str = "auto",
+    loss: Literal["auto", "next-token", "outputs"] = "auto",
+    correct: bool | None = None,
     storage: Literal["auto", "pair", "pifa"] = "auto",
     layers: str | Sequence[str] = "*",
     dtype: str | None = None,
@@ -52,10 +55,17 @@ def plan(
     """
     target = as_target(keep, size, max_loss_increase, cost, workload)
     job = prepare(
-        model, target, method, storage, dtype, data, tokens, context, layers, device, max_shard_size, seed, progress
-    )
-    with planned(job, calibration=calibration) as (made, *_):
+        model, target, method, loss, correct, storage, dtype, data, tokens, context, layers, device, max_shard_size,
+        seed, progress,
+    )  # fmt: skip
+    if job.method.reshape:
+        made: Plan = reshaped(job, None).plan
         return made
+    with planned(job, calibration=calibration) as found:
+        return found.plan
+        return made
+    with planned(job) as found:
+        return found.plan
 
 
 def compress(
@@ -71,6 +81,8 @@ def compress(
     evaluate: Texts | None = None,
     beside: Sequence[Source] = (),
     method: str = "auto",
+    loss: Literal["auto", "next-token", "outputs"] = "auto",
+    correct: bool | None = None,
     storage: Literal["auto", "pair", "pifa"] = "auto",
     layers: str | Sequence[str] = "*",
     dtype: str | None = None,
@@ -92,31 +104,36 @@ def compress(
 
     model: what `open_model` takes, or an opened model. Give one of: keep, the fraction of its parameters (tied ones
     counted once) or, with cost="bytes", of its weight files' bytes that may stay, above 0 and at most 1; size, the
-    largest size of these files, such as "300MB"; max_loss_increase, the most that is predicted to be lost, in nats a
-    token, at the least cost. With cost="ms", keep is a fraction of the time that the dense model takes, and size may be
-    given with it: model and layers are timed first on this machine, with the threads that torch has. workload: whose
-    time counts, "prefill" (256 tokens read at once), "decode" (one token more), or "both", half each. Or give plan, a
-    Plan, or the file of one, whose options are used as they stand. data: UTF-8 texts to calibrate on, of which `tokens`
-    tokens are drawn by `seed` in pieces of `context`; only "plain" needs none. method: "two-sided" (inputs and output
-    gradients, ranks by predicted loss), "input" (inputs alone), "plain" (truncated SVD, the same fraction everywhere),
-    "auto", or by its authors' formula "fwsvd", "asvd", "svd-llm", "svd-llm-v2" or "kfac". storage: of a layer of rank
-    k, "pair" (two factors, k(m + n) numbers), "pifa" (k of its rows and the others' coefficients, k(m + n - k) numbers
-    and an order: more rank for the same size, less speed at the same rank), or "auto", what serves each layer best, but
-    pairs for "plain" and the baselines. layers: name patterns, "!" excludes. dtype: of the saved weights, by default
-    that of the source, float16 for a quantised one. format: "factored", or "dense" for an ordinary checkpoint that any
-    loader reads and that saves nothing. out: a new folder, written whole or not at all; its reloaded outputs and its
-    size are checked against the model and the plan before it gets its name. resume: go on where a run towards `out`
-    with the same arguments was interrupted, with the same result bit for bit; where there was none, begin. calibration:
-    a folder in which the truncated layers stay, so that another size of the same model, by the same method, text and
-    seed, needs no calibration of its own. recover: minutes, or "N steps", for which the factors, norms and biases are
-    then trained on the texts in data to answer as the dense model does; a result that is no better on pieces which were
-    held out is given up. evaluate: texts for a measurement of the saved files beside the dense model, and beside the
-    models `beside` names, in a fresh process; needs `out`. Where time counts, what is saved is timed beside the dense
-    model in any case. command: what the measurement remembers as the way to it.
+    largest size of these files, such as "300MB"; max_loss_increase, the most that is predicted to be lost, in the unit
+    of `loss`, at the least cost. With cost="ms", keep is a fraction of the time that the dense model takes, and size
+    may be given with it: model and layers are timed first on this machine, with the threads that torch has. workload:
+    whose time counts, "prefill" (256 tokens read at once), "decode" (one token more), or "both", half each. Or give
+    plan, a Plan, or the file of one, whose options are used as they stand. data: UTF-8 texts to calibrate on, of which
+    `tokens` tokens are drawn by `seed` in pieces of `context`; only "plain" needs none. method: "two-sided" (inputs and
+    output gradients, ranks by predicted loss; also "auto"), "input" (inputs alone), "plain" (truncated SVD, the same
+    fraction everywhere), or a published one: "fwsvd", "asvd", "svd-llm", "svd-llm-update", "svd-llm-v2", "mpifa",
+    "basis-sharing", "kfac", "lems", "drop-layers", "slicegpt". loss: of methods with gradients, "next-token", in nats a
+    token; "outputs", the mean squared change of a number that the model returns, which needs no labels; "auto", the
+    first where the model predicts tokens. correct: fit the factors anew, block by block, to what the compressed blocks
+    before them let through. storage: of a layer of rank k, "pair" (two factors, k(m + n) numbers), "pifa" (k of its
+    rows and the others' coefficients, k(m + n - k) numbers and an order: more rank for the same size, less speed at the
+    same rank), or "auto", what serves each layer best, but what their authors store for "plain" and the published
+    methods. layers: name patterns, "!" excludes. dtype: of the saved weights, by default that of the source, float16
+    for a quantised one. format: "factored", or "dense" for an ordinary checkpoint that any loader reads and that saves
+    nothing. out: a new folder, written whole or not at all; its reloaded outputs and its size are checked against the
+    model and the plan before it gets its name. resume: go on where a run towards `out` with the same arguments was
+    interrupted, with the same result bit for bit; where there was none, begin. calibration: a folder in which the
+    truncated layers stay, so that another size of the same model, by the same method, text and seed, needs no
+    calibration of its own. recover: minutes, or "N steps", for which the factors, norms and biases are then trained on
+    the texts in data to answer as the dense model does; a result that is no better on pieces which were held out is
+    given up. evaluate: texts for a measurement of the saved files beside the dense model, and beside the models
+    `beside` names, in a fresh process; needs `out`. Where time counts, what is saved is timed beside the dense model in
+    any case. command: what the measurement remembers as the way to it.
 
     The result has `.plan`, if trained `.recovery`, and if evaluated `.measurement` (schema "eckart.compare/1").
     UsageError, InputError, BudgetError, OutputError, NumericalError: as their names say; nothing is left behind then.
     """
+    from eckart._compress._correct import correct_
     from eckart._compress._finish import Evaluation, finish
     from eckart._compress._recover import recover_
 
@@ -130,8 +147,10 @@ def compress(
         raise UsageError("evaluate= measures the saved files, so it needs out=", fix="eckart.measure(model, data=…)")
     if beside and evaluate is None:
         raise UsageError("beside= names models to measure, so it needs evaluate=", fix="evaluate=TEXT, or drop beside=")
-    if plan is not None and (method != "auto" or storage != "auto" or layers != "*"):
-        raise UsageError("plan= decides method, storage and layers, so these cannot be given with it")
+    if plan is not None and (
+        method != "auto" or storage != "auto" or layers != "*" or correct is not None or loss != "auto"
+    ):
+        raise UsageError("plan= decides method, loss, correct, storage and layers, so these cannot be given with it")
     if format not in ("factored", "dense"):
         raise UsageError(f"there is no format {format!r}", fix="factored or dense")
     effort = None if recover is None else as_effort(recover)
@@ -146,28 +165,47 @@ def compress(
         refuse_existing(Path(out))
     given = plan if isinstance(plan, Plan) or plan is None else Plan.load(os.fspath(plan))
     if given is not None:
-        method, dtype = given.method, dtype or given.dtype
+        method, correct, dtype = given.method, given.correct or None, dtype or given.dtype
+        loss = "outputs" if given.unit == SQUARES else "auto"
     job = prepare(
-        model, target, method, storage, dtype, data, tokens, context, layers, device, max_shard_size, seed, progress
-    )
+        model, target, method, loss, correct, storage, dtype, data, tokens, context, layers, device, max_shard_size,
+        seed, progress,
+    )  # fmt: skip
     if out is not None:  # the least that it can take; the exact size is known, and checked, when it is written
         share = 0.0 if target is None or target.keep is None else target.keep
         check_room(Path(out), int(share * job.model.parameters * DTYPE_BYTES[job.dtype]))
-    with planned(job, given, calibration=calibration, out=out, resume=resume) as (made, cuts, journal):
-        small = job.model.copy()
-        for name, option in sorted(made.options.items(), key=lambda item: bool(item[1].down_of)):  # owners first
-            factors = cuts[name].factors(option.ranks)
-            small = small.assign_(name, factors) if format == "dense" else small.replace_(name, option, factors)
+    wanted = None if evaluate is None else Evaluation(evaluate, beside, evaluate_tokens, context, command, seed)
+    if job.method.reshape:
+        if effort is not None or calibration is not None:
+            raise UsageError(
+                f"method {job.method.name!r} leaves no factors, so recover= and calibration= have no meaning"
+            )
+        small = reshaped(job, given).round_(job.dtype)
+        small.stored_dtype, small.source_bytes = job.dtype, job.model.input_bytes
+        if out is not None:
+            finish(small, job.model, Path(out), wanted, job.max_shard_bytes, job.progress)
+        return small
+    with planned(job, given, calibration=calibration, out=out, resume=resume) as found:
+        small, made = job.model.copy(), found.plan
+        options = dict(sorted(made.options.items(), key=lambda item: bool(item[1].down_of)))  # owners first
+
+        def put_(name: str, factors: Any) -> None:
+            small.assign_(name, factors) if format == "dense" else small.replace_(name, options[name], factors)
+
+        if job.correction is None:
+            for name, option in options.items():
+                put_(name, found.cuts[name].factors(option.ranks))
+        else:
+            correct_(job, found, small, options, put_)
         if effort is not None:
             small.recovery = recover_(
-                small, job.model, all_pieces(job), effort, journal, device=job.device, progress=job.progress, seed=seed
-            )
+                small, job.model, all_pieces(job), effort, found.journal, device=job.device, progress=job.progress,
+                seed=seed,
+            )  # fmt: skip
         small.fold_().round_(job.dtype)
         small.stored_dtype, small.plan, small.source_bytes = job.dtype, made, job.model.input_bytes
         if out is not None:
-            wanted = None
-            if evaluate is not None or made.timing is not None:
-                texts: Texts = () if evaluate is None else evaluate
-                wanted = Evaluation(texts, beside, evaluate_tokens, context, command, seed)
+            if wanted is None and made.timing is not None:
+                wanted = Evaluation((), beside, evaluate_tokens, context, command, seed)
             finish(small, job.model, Path(out), wanted, job.max_shard_bytes, job.progress)
     return small

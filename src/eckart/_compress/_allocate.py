@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Choices", "least_loss", "least_loss_within_both"]
+__all__ = ["Choices", "least_loss", "least_loss_exactly", "least_loss_within_both"]
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
 Places = np.ndarray[Any, np.dtype[np.intp]]
@@ -77,6 +77,43 @@ def least_loss_within_both(
 
 
 _RANGE, _OUTER_BISECTIONS = 1e6, 40  # of the other multiplier, around what all there is to lose is worth
+
+
+def least_loss_exactly(layers: Mapping[str, Choices], budget: float) -> dict[str, int]:
+    """Return what `least_loss` does, but the best choice there is, by dynamic programming over the cost.
+
+    Costs above each layer's least are counted in their greatest common divisor, or, where they are no integers or the
+    budget has more than UNITS of these, rounded up to one part in UNITS of it: the choice is then the best among those
+    that cost so much.
+    """
+    floors = {name: float(choices.costs.min()) for name, choices in layers.items()}
+    extra = {name: choices.costs - floors[name] for name, choices in layers.items()}
+    rest, unit = budget - sum(floors.values()), 0.0
+    every = np.concatenate([[0.0], *extra.values()])
+    if (every == np.rint(every)).all():
+        unit = float(np.gcd.reduce(every.astype(np.int64))) or 1.0
+    if not unit or rest / unit > UNITS:
+        unit = rest / UNITS or 1.0
+    units = int(rest / unit)
+    best, taken = np.zeros(units + 1), []  # best[u]: least loss of the layers so far at u units or fewer
+    for name, choices in layers.items():
+        found, by = np.full(units + 1, np.inf), np.zeros(units + 1, np.int16)
+        for i, cost in enumerate(np.ceil(extra[name] / unit).astype(np.int64)):
+            if cost <= units:
+                trial = best[: units + 1 - cost] + choices.losses[i]
+                better = trial < found[cost:]
+                found[cost:][better], by[cost:][better] = trial[better], i
+        best = found
+        taken.append(by)
+    chosen, at = {}, units
+    for name, by in zip(reversed(list(layers)), reversed(taken), strict=True):
+        chosen[name] = int(by[at])
+        at -= int(np.ceil(extra[name][chosen[name]] / unit))
+    return {name: chosen[name] for name in layers}
+
+
+UNITS = 100_000  # of cost in the dynamic programme: seconds, and two bytes a unit and layer
+
 _BISECTIONS = 200  # halves the interval, on a logarithmic scale once above zero, far below one option's difference
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from eckart._compress._journal import Journal
+from eckart._compress._plan import SQUARES
 from eckart._compress._tables import groups_of, metric_of, row_weights
 from eckart._factorise import Cut, Gram, truncation
 
@@ -15,42 +16,67 @@ if TYPE_CHECKING:
     import torch
 
     from eckart._compress._methods import Method
-    from eckart.models._blocks import BlockRunner
+    from eckart._compress._sharing import Stacks
+    from eckart.models._blocks import BlockRunner, Loss
     from eckart.models._huggingface import HuggingFaceModel
     from eckart.models._model import Progress
     from eckart.models._taps import Taps
 
-__all__ = ["BATCH_TOKENS", "truncations"]
+__all__ = ["batches_of", "home_blocks", "truncations"]
 
 BATCH_TOKENS = 1024  # run through a block at once
-
-Kept = Callable[[str], Sequence[int]]
 
 
 def truncations(
     model: HuggingFaceModel,
-    names: Sequence[str],
+    kept_ranks: Mapping[str, Sequence[int]],
     pieces: torch.Tensor | None,
     method: Method,
-    kept_ranks: Kept,
+    stacks: Stacks,
     journal: Journal,
     *,
     device: Any,
+    seed: int,
     progress: Progress,
 ) -> dict[str, Cut]:
-    """Return the truncation of every layer in `names`, with factors up to kept_ranks(name), in float32, in the journal.
+    """Return the truncation of every layer, with factors up to the rank that is kept, in float32, in the journal.
 
-    kept_ranks: one for a matrix, one a group for a table, which the method then must take in.
+    kept_ranks: by layer; one for a matrix, one a group for a table, which the method then must take in. stacks: layers
+    that are truncated together, of which kept_ranks has the first. seed: of the random probes of outputs.
     pieces: calibration tokens, (count, context); None for a method that looks at the weights alone. Only one block's
     Gram matrices, gradients, activations and factors are in memory at once; hidden states wait on disk. What the
     journal holds already is not made again.
     """
+    import torch
+
+    layers = model.layers()
+    owners = {name: stacks.owner(name) for name in [*kept_ranks, *stacks.rest()]}
+    names = [name for name in layers if name in owners]
+
+    def finished(name: str) -> bool:
+        return journal.has(owners[name] or name) or (name in stacks.rest() and journal.has_metric(name))
 
     def cut(name: str, taps: Taps | None) -> None:
+        if owners[name]:
+            assert taps is not None
+            cut_member(name, taps)
+            return
         inputs, outputs = method.metric(taps, name) if taps else (None, None)
         weight = model.weight(name).to(device)
-        (k,) = kept_ranks(name)
+        (k,) = kept_ranks[name]
         journal.put(name, truncation(weight, inputs=inputs, outputs=outputs, keep_rank=k).stored())
+
+    def cut_member(name: str, taps: Taps) -> None:
+        metric, _ = method.metric(taps, name)
+        if name != owners[name]:  # of a later block, which comes first
+            journal.put_metric(name, metric)
+            return
+        together = [one.name for one in stacks.members[name]]
+        for other in together[1:]:
+            metric = metric + journal.metric(other).to(metric.device)
+        weight = torch.cat([model.weight(one) for one in together]).to(device)
+        (k,) = kept_ranks[name]
+        journal.put(name, truncation(weight, inputs=metric, keep_rank=k).stored())
 
     def cut_table(name: str, gradients: Gram) -> None:
         seen, weight = journal.seen(name), model.weight(name).to(device)
@@ -58,37 +84,57 @@ def truncations(
         rows = groups_of(shares)
         cuts = (
             truncation(weight[some], inputs=metric, outputs=shares[some], keep_rank=min(k, len(some))).stored()
-            for some, k in zip(rows, kept_ranks(name), strict=True)
+            for some, k in zip(rows, kept_ranks[name], strict=True)
         )
         journal.put_table(name, rows, list(cuts))
 
     with _one_thread_each(device or model.module.device) as pool:
 
         def take(some: Sequence[str], taps: Taps | None) -> Iterator[str]:
-            left = [name for name in some if not journal.has(name)]
+            left = [name for name in some if not finished(name)]
             yield from (name for name in some if name not in left)
             yield from (name for name, _ in zip(left, pool.map(cut, left, [taps] * len(left)), strict=True))
 
         if pieces is None:
             for done, _ in enumerate(take(names, None), 1):
                 progress("factorising", done, len(names))
-        elif not all(map(journal.has, names)):
-            batches = pieces.split(max(1, BATCH_TOKENS // pieces.shape[1]))
-            with contextlib.closing(model.runner(batches, device, journal.folder)) as runner:
-                tables = [name for name in names if model.layers()[name].table]
+        elif not all(map(finished, names)):
+            with contextlib.closing(model.runner(batches_of(pieces), device, journal.folder)) as runner:
+                tables = [name for name in names if layers[name].table]
                 others = [name for name in names if name not in tables]
                 gradients = _sweep(
-                    runner, model, others, tables, method, lambda some, taps: list(take(some, taps)), journal, progress
+                    runner,
+                    model,
+                    others,
+                    tables,
+                    method,
+                    lambda some, taps: list(take(some, taps)),
+                    journal,
+                    progress,
+                    _probed(seed) if method.unit == SQUARES else _predicted,
                 )
                 for name in tables:
                     gram = Gram(model.weight(name).shape[1], device)
                     for rows in runner.before(model.module.get_submodule(name), gradients):
                         gram.add(rows.reshape(-1, rows.shape[-1]))
                     cut_table(name, gram)
-    layers = model.layers()
-    return {
-        name: journal.get_table(name, model.weight(name)) if layers[name].table else journal.get(name) for name in names
-    }
+    return stacks.cuts(
+        {
+            name: journal.get_table(name, model.weight(name)) if layers[name].table else journal.get(name)
+            for name in kept_ranks
+        }
+    )
+
+
+def batches_of(pieces: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Return the pieces in batches that are run through a block at once."""
+    batches: Sequence[torch.Tensor] = pieces.split(max(1, BATCH_TOKENS // pieces.shape[1]))
+    return batches
+
+
+def home_blocks(names: Sequence[str], blocks: Sequence[str]) -> dict[str, int]:
+    """Return for each layer the index of the block that it is in, -1 outside the blocks."""
+    return {name: next((i for i, block in enumerate(blocks) if name.startswith(block + ".")), -1) for name in names}
 
 
 @contextlib.contextmanager
@@ -112,6 +158,21 @@ def _one_thread_each(device: Any) -> Iterator[ThreadPoolExecutor]:
             torch.set_num_threads(threads)
 
 
+def _predicted(output: Any, tokens: torch.Tensor) -> torch.Tensor:
+    from eckart.models._quality import next_token_loss
+
+    return next_token_loss(output[0], tokens)
+
+
+def _probed(seed: int) -> Loss:
+    import torch
+
+    from eckart.models._quality import output_probe
+
+    generator = torch.Generator().manual_seed(seed)
+    return lambda output, tokens: output_probe(output[0], generator)
+
+
 def _sweep(
     runner: BlockRunner,
     model: HuggingFaceModel,
@@ -121,16 +182,15 @@ def _sweep(
     take: Callable[[Sequence[str], Taps | None], object],
     journal: Journal,
     progress: Progress,
+    loss: Loss,
 ) -> list[torch.Tensor]:
     """Run forward block by block, then the head, then backward block by block, and hand over each block's Grams.
 
     Returns the gradients that reach the first block. What is seen of `tables` goes to the journal.
     Where the journal holds gradients at a block boundary, nothing beyond it is run again.
     """
-    from eckart.models._quality import next_token_loss
-
     blocks = model.blocks()
-    home = {name: next((i for i, block in enumerate(blocks) if name.startswith(block + ".")), -1) for name in names}
+    home = home_blocks(names, blocks)
     backward, reached = method.gradients != "none", journal.gradients()
     last = len(blocks) if reached is None else reached[0]
     steps = 2 * last + 1
@@ -145,7 +205,7 @@ def _sweep(
             taps = listening.enter_context(model.tap(outside, gradients=method.gradients))
             seen = {name: listening.enter_context(model.tap_table(name)) for name in tables}
             if backward:
-                gradients = runner.tail(lambda output, tokens: next_token_loss(output[0], tokens))
+                gradients = runner.tail(loss)
             else:
                 for b in range(len(runner.batches)):
                     runner.outputs(b)

@@ -19,16 +19,20 @@ def model_card(small: HuggingFaceModel, dense: HuggingFaceModel, plan: Plan, mea
     front = [f"base_model: {dense.name}", "library_name: transformers", "tags: [eckart, low-rank, compressed]"]
     if dense.licence:
         front.append(f"license: {dense.licence}")
-    factored = len(plan.options)
+    if plan.change is None:
+        done = (
+            f"{len(plan.options)} of {len(plan.layers)} layers of {dense.name} were replaced by low-rank approximations"
+        )
+    else:
+        done = f"Of {dense.name}, " + ", ".join(f"{what}: {value}" for what, value in plan.change.items())
     lines = [
         "---",
         *front,
         "---",
         "",
-        f"# {dense.name}, {'compressed' if small.replaced else 'approximated'} by Eckart",
+        f"# {dense.name}, {'compressed' if small.replaced or plan.change else 'approximated'} by Eckart",
         "",
-        f"{factored} of {len(plan.layers)} layers of {dense.name} were replaced by low-rank approximations "
-        f"(method {plan.method}, asked for: {asked(plan)}, seed {plan.seed}, Eckart {eckart.__version__}): "
+        f"{done} (method {plan.method}, asked for: {asked(plan)}, seed {plan.seed}, Eckart {eckart.__version__}): "
         f"{plan.parameters_before:,} parameters became {small.parameters:,}, {plan.bytes_before:,} bytes of weights in "
         f"{plan.dtype} became {small.input_bytes:,}. `eckart_plan.json` says what each layer became.",
         "",
@@ -44,7 +48,7 @@ def model_card(small: HuggingFaceModel, dense: HuggingFaceModel, plan: Plan, mea
             "```",
             "",
         ]
-    else:
+    elif plan.change is None:
         lines += ["The layers were multiplied out again: an ordinary checkpoint, of the size of the original.", ""]
     if small.recovery is not None:
         lines += [f"Then {recovered(small.recovery)}.", ""]

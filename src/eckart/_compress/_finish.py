@@ -61,7 +61,7 @@ def finish(
         _check_reloaded(small, folder, progress)
         if evaluation is not None:
             small.measurement = _measured(
-                dense, folder, out, evaluation, plan, small.recovery, bool(small.replaced), progress
+                dense, folder, out, evaluation, plan, small.recovery, _is_smaller(small), progress
             )
             with write_whole(folder / "eckart_measurement.json") as file:
                 file.write(dump_json(small.measurement).encode())
@@ -71,11 +71,16 @@ def finish(
 
 
 def _check_size(small: HuggingFaceModel, plan: Plan) -> None:
-    predicted = plan.bytes_after if small.replaced else plan.bytes_before
+    predicted = plan.bytes_after if _is_smaller(small) else plan.bytes_before
     if small.input_bytes != predicted:
         raise EckartError(f"the saved weights take {small.input_bytes:,} bytes, not the {predicted:,} predicted")
-    if small.replaced and small.parameters != plan.parameters_after:
+    if _is_smaller(small) and small.parameters != plan.parameters_after:
         raise EckartError(f"{small.parameters:,} parameters were saved, not the {plan.parameters_after:,} planned")
+
+
+def _is_smaller(small: HuggingFaceModel) -> bool:
+    """Return whether a model has the plan's size, and is no dense checkpoint of factors multiplied out."""
+    return bool(small.replaced) or small.plan.change is not None
 
 
 def _check_reloaded(small: HuggingFaceModel, folder: Path, progress: Progress) -> None:
@@ -104,7 +109,7 @@ def _measured(
     wanted: Evaluation,
     plan: Plan,
     recovery: Recovery | None,
-    factored: bool,
+    smaller: bool,
     progress: Progress,
 ) -> dict[str, Any]:
     texts = [wanted.texts] if isinstance(wanted.texts, (str, os.PathLike)) else list(wanted.texts)
@@ -119,7 +124,7 @@ def _measured(
             "context": wanted.context,
             "seed": wanted.seed,
             "command": wanted.command,
-            "plan": plan.to_json() if factored else None,  # a dense checkpoint has not the plan's sizes
+            "plan": plan.to_json() if smaller else None,  # a dense checkpoint has not the plan's sizes
         },
         progress,
     )

@@ -9,29 +9,31 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eckart._compress._plan import LayerPlan, Plan, Timing
+from eckart._compress._plan import SQUARES, LayerPlan, Plan, Timing
+from eckart._compress._sharing import stacks_in, stacks_of
 from eckart._compress._target import WORKLOADS, Target, check_target
 from eckart.errors import BudgetError, UsageError
 from eckart.models import Model, open_model
 from eckart.models._model import Layer, Progress, silent
-from eckart.models._option import DTYPE_BYTES, RANK_STEP, Option, read_option
+from eckart.models._option import DTYPE_BYTES, RANK_STEP, Option, dense, factored, read_option
 from eckart.models._safetensors import parse_size
 
 if TYPE_CHECKING:
     import torch
 
     from eckart._compress._journal import Journal
-    from eckart._compress._methods import Method
+    from eckart._compress._methods import Correction, Method
     from eckart._compress._ranks import Offers, Price
+    from eckart._compress._sharing import Stacks
     from eckart._factorise import Cut
     from eckart.models._huggingface import HuggingFaceModel
     from eckart.models._latency import Latency
 
-__all__ = ["Job", "Source", "Texts", "all_pieces", "planned", "prepare"]
+__all__ = ["Job", "Planned", "Source", "Texts", "all_pieces", "calibration_pieces", "planned", "prepare"]
 
 Source = str | os.PathLike[str]
 Texts = Source | Sequence[Source]
@@ -47,6 +49,7 @@ class Job:
     model: HuggingFaceModel
     target: Target | None
     method: Method
+    correction: Correction | None
     formats: Sequence[str]
     dtype: str
     data: Texts | None
@@ -63,6 +66,8 @@ def prepare(
     model: Source | Model,
     target: Target | None,
     method: str,
+    loss: str,
+    correct: bool | None,
     storage: str,
     dtype: str | None,
     data: Texts | None,
@@ -75,7 +80,7 @@ def prepare(
     progress: Progress | None,
 ) -> Job:
     """Return the job that the arguments of `compress` describe; its errors are those of `compress`."""
-    from eckart._compress._methods import choose_method
+    from eckart._compress._methods import SEQUENTIAL, choose_method
     from eckart.models._huggingface import HuggingFaceModel
 
     progress = progress or silent
@@ -88,22 +93,43 @@ def prepare(
             fix="give the model's folder, with its config.json",
         )
     opened.check_dense()
-    chosen = choose_method(method, opened)
+    chosen = choose_method(method, loss, opened)
     if storage not in STORAGE:
         raise UsageError(f"there is no storage {storage!r}", fix=f"one of {', '.join(STORAGE)}")
     if target is not None:
         check_target(target, chosen)
-    formats = STORAGE["pair" if storage == "auto" and chosen.pairs else storage]
+    formats = STORAGE[chosen.storage if storage == "auto" else storage]
+    if correct is False and chosen.correction:
+        raise UsageError(f"method {chosen.name!r} is nothing without its correction", fix="drop correct=")
+    correction = chosen.correction or (SEQUENTIAL if correct else None)
+    if correction and not chosen.inputs:
+        raise UsageError(f"method {chosen.name!r} calibrates nothing, so there is nothing to correct by")
     if chosen.inputs and data is None:
         raise UsageError(
             f"method {chosen.name!r} needs a calibration text",
             fix="--data FILE with text like that which the model is for, or --method plain",
         )
+    if chosen.reshape and (storage != "auto" or layers != "*" or correct):
+        raise UsageError(
+            f"method {chosen.name!r} changes the model as a whole, so storage=, layers= and correct= have no meaning"
+        )
     dtype = dtype or opened.stored_dtype
     if dtype not in DTYPE_BYTES or dtype.startswith("float8"):
         raise UsageError(f"weights cannot be saved as {dtype!r}", fix="float32, float16, bfloat16 or float64")
     shard = parse_size(max_shard_size)
-    return Job(opened, target, chosen, formats, dtype, data, tokens, context, layers, device, shard, seed, progress)
+    return Job(
+        opened, target, chosen, correction, formats, dtype, data, tokens, context, layers, device, shard, seed, progress
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan and what it can be carried out from: truncations, calibration tokens and the journal they are in."""
+
+    plan: Plan
+    cuts: Mapping[str, Cut]
+    pieces: torch.Tensor | None
+    journal: Journal
 
 
 @contextlib.contextmanager
@@ -114,14 +140,15 @@ def planned(
     calibration: Source | None,
     out: Source | None = None,
     resume: bool = False,
-) -> Iterator[tuple[Plan, Mapping[str, Cut], Journal]]:
-    """Give the plan, the truncations from which it can be carried out while the block lasts, and the journal.
+) -> Iterator[Planned]:
+    """Give the plan, and from what it can be carried out while the block lasts.
 
     calibration: the folder in which the journal stays. out: where the result will be, beside which a run that is
     interrupted leaves what it has otherwise; resume: go on with that.
     """
     from eckart._compress._calibrate import truncations
     from eckart._compress._journal import journal_beside
+    from eckart._compress._lems import best_of_depths, measured, within_bounds
     from eckart._compress._ranks import most_useful_ranks, ranks_on_offer, selected
     from eckart.models._latency import measured_latency
     from eckart.models._timings import RANK_TILE
@@ -132,46 +159,62 @@ def planned(
     latency = None
     if given is None:
         names = [name for name, reason in reasons.items() if not reason]
-        formats = _formats(job, names)
+        stacks = stacks_in(layers, names, model.blocks() if job.method.shares else [])
+        formats = _formats(job, names, stacks)
+        units = {name: stacks.as_one(layers[name]) for name in names if name not in stacks.rest()}
         step = RANK_TILE if target.cost == "ms" else RANK_STEP
-        on_offer = {name: ranks_on_offer(layers[name], job.method, formats[name], step) for name in names}
-        offers = {name: model.options(name, job.dtype, some) for name, some in on_offer.items()}
-        ranks = {name: most_useful_ranks(layers[name], formats[name]) for name in names}
+        offers = {
+            name: _options(model, unit, job.dtype, ranks_on_offer(unit, job.method, formats[name], step))
+            for name, unit in units.items()
+        }
+        if job.method.ranks == "search":
+            offers = within_bounds(offers, target.keep or 1.0)
+        ranks = {name: most_useful_ranks(unit, formats[name]) for name, unit in units.items()}
         if target.cost == "ms":
             latency = measured_latency(model, formats, WORKLOADS[target.workload], job.progress)
-        choose = _choice(job, offers, latency)  # what is impossible is said before the long work
+        choose = _choice(job, offers, stacks, latency)  # what is impossible is said before the long work
     else:
-        wanted = _fitting(given, model, tables=job.method.tables)
-        ranks = {name: option.ranks for name, option in wanted.items()}
+        wanted = _fitting(given, model, job.method)
+        stacks = stacks_of(wanted, layers)
+        ranks = {name: option.ranks for name, option in wanted.items() if name not in stacks.rest()}
         if target.cost == "ms":
             formats = {name: (option.format,) for name, option in wanted.items()}
             latency = measured_latency(model, formats, WORKLOADS[target.workload], job.progress)
 
-        def choose(cuts: Mapping[str, Cut]) -> Mapping[str, Option]:
+        def choose(cuts: Mapping[str, Cut]) -> dict[str, Option]:
             return {
                 name: read_option({**o.to_json(), "dtype": job.dtype}, layer.rows, layer.columns, layer.bias)
                 for name, o in wanted.items()
                 for layer in [layers[name]]
             }
 
-    pieces = _pieces(job)
+    pieces = calibration_pieces(job)
     place, kept = (None if path is None else Path(path) for path in (out, calibration))
     fingerprint = {} if place is None and kept is None else _fingerprint(job, pieces, ranks)
     with journal_beside(place, kept, fingerprint, resume=resume) as journal:
         cuts = truncations(
-            model, list(ranks), pieces, job.method, ranks.__getitem__, journal, device=job.device, progress=job.progress
+            model, ranks, pieces, job.method, stacks, journal, device=job.device, seed=job.seed, progress=job.progress
         )
-        yield _plan(job, target, reasons, choose(cuts), cuts, latency), cuts, journal
+        if job.method.ranks == "search" and given is None:
+            assert pieces is not None
+            cuts = measured(job, cuts, pieces, journal)
+            options = best_of_depths(job, choose, cuts, pieces)
+        else:
+            options = choose(cuts)
+        yield Planned(_plan(job, target, given, reasons, options, cuts, latency), cuts, pieces, journal)
 
 
-def _formats(job: Job, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def _formats(job: Job, names: Sequence[str], stacks: Stacks) -> dict[str, tuple[str, ...]]:
     """Return in which formats each layer may be stored: by pivoting without an order, where neighbours can follow it.
 
-    These change then, so they must be among `names`, the layers that may.
+    These change then, so they must be among `names`, the layers that may. In a stack, as a pair.
     """
     leaders = _leaders(job.model, names) if "pifa" in job.formats else set()
     return {
-        name: tuple("folded" if form == "pifa" and name in leaders else form for form in job.formats) for name in names
+        name: ("pair",)
+        if stacks.owner(name)
+        else tuple("folded" if form == "pifa" and name in leaders else form for form in job.formats)
+        for name in names
     }
 
 
@@ -188,6 +231,7 @@ def _target_of(given: Plan | None) -> Target:
 def _plan(
     job: Job,
     target: Target,
+    given: Plan | None,
     reasons: Mapping[str, str],
     options: Mapping[str, Option],
     cuts: Mapping[str, Cut],
@@ -200,6 +244,9 @@ def _plan(
     timing = None
     if latency is not None:
         timing = Timing(target.workload, latency.tokens, dict(latency.whole), latency.machine)
+    known: dict[str, float | None] = {}
+    if given is not None and job.method.ranks == "search":  # a plan that is given is not measured again
+        known = {layer.name: layer.loss_increase for layer in given.layers}
     return Plan(
         model=model.name,
         method=job.method.name,
@@ -207,12 +254,14 @@ def _plan(
         size=target.size,
         max_loss_increase=target.loss,
         cost=target.cost,
+        correct=job.correction is not None,
         dtype=dtype,
         seed=job.seed,
         unit=job.method.unit,
         layers=tuple(
-            _layer_plan(job, layer, reasons[name], changed.get(name), cuts, latency)
+            replace(made, loss_increase=known.get(name, made.loss_increase))
             for name, layer in model.layers().items()
+            for made in [_layer_plan(job, layer, reasons[name], changed.get(name), cuts, latency)]
         ),
         parameters_before=model.parameters,
         parameters_after=predicted_parameters(model, changed),
@@ -233,7 +282,8 @@ def _fingerprint(job: Job, pieces: torch.Tensor | None, ranks: Mapping[str, tupl
         model.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
         model.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     text = b"" if pieces is None else f"{tuple(pieces.shape)}".encode() + pieces.cpu().contiguous().numpy().tobytes()
-    configuration = json.dumps([job.method.name, sorted(ranks.items())])
+    drawn = job.seed if job.method.unit == SQUARES else None
+    configuration = json.dumps([job.method.name, job.method.unit, drawn, repr(job.correction), sorted(ranks.items())])
     return {
         "model": model.hexdigest(),
         "calibration": hashlib.sha256(text).hexdigest(),
@@ -245,7 +295,9 @@ def _fingerprint(job: Job, pieces: torch.Tensor | None, ranks: Mapping[str, tupl
     }
 
 
-def _choice(job: Job, offers: Offers, latency: Latency | None) -> Callable[[Mapping[str, Cut]], Mapping[str, Option]]:
+def _choice(
+    job: Job, offers: Offers, stacks: Stacks, latency: Latency | None
+) -> Callable[[Mapping[str, Cut]], dict[str, Option]]:
     """Return what chooses an option for every layer on offer, from its truncations; BudgetError: none would do."""
     from eckart._compress._ranks import (
         Limit,
@@ -264,7 +316,7 @@ def _choice(job: Job, offers: Offers, latency: Latency | None) -> Callable[[Mapp
     @functools.cache
     def milliseconds(name: str, option: Option) -> float:
         assert latency is not None
-        return latency.price(layers[name], option)
+        return sum(latency.price(layers[one], some) for one, some in stacks.spread({name: option}).items())
 
     prices: dict[str, Price] = {
         "params": lambda name, option: option.params,
@@ -272,7 +324,7 @@ def _choice(job: Job, offers: Offers, latency: Latency | None) -> Callable[[Mapp
         "ms": milliseconds,
     }
     if most is not None:
-        return lambda cuts: choose_ranks_by_loss(offers, cuts, method, most, prices[cost])
+        return lambda cuts: stacks.spread(choose_ranks_by_loss(offers, cuts, method, most, prices[cost]))
     limit = None
     if cost == "ms":
         assert keep is not None
@@ -285,13 +337,16 @@ def _choice(job: Job, offers: Offers, latency: Latency | None) -> Callable[[Mapp
         )
         if target.size is None:
             budget = limit.most
-            return lambda cuts: _reached(choose_ranks(offers, cuts, method, budget, milliseconds))  # of the time
+            return lambda cuts: stacks.spread(
+                _reached(choose_ranks(offers, cuts, method, budget, milliseconds))  # of the time
+            )
         cost = "bytes"
 
     def total(options: Mapping[str, Option]) -> int:
+        changed = _changed(stacks.spread(options))
         if cost == "params":
-            return predicted_parameters(model, _changed(options))
-        return predicted_bytes(model, _changed(options), dtype=job.dtype, max_shard_bytes=job.max_shard_bytes)
+            return predicted_parameters(model, changed)
+        return predicted_bytes(model, changed, dtype=job.dtype, max_shard_bytes=job.max_shard_bytes)
 
     whole, least = total({}), total(smallest(offers, prices[cost]))
     allowed = int((keep or 0) * whole) if target.size is None else target.size
@@ -304,12 +359,12 @@ def _choice(job: Job, offers: Offers, latency: Latency | None) -> Callable[[Mapp
             fix="a smaller size, which takes less time, or a larger keep",
         )
 
-    def choose(cuts: Mapping[str, Cut]) -> Mapping[str, Option]:
+    def choose(cuts: Mapping[str, Cut]) -> dict[str, Option]:
         left = budget
         while True:  # the smallest options fit
             chosen = _reached(choose_ranks(offers, cuts, method, left, prices[cost], limit))
             if (excess := total(chosen) - allowed) <= 0:
-                return chosen
+                return stacks.spread(chosen)
             left -= excess  # the header of the file grew with the number of its tensors
 
     return choose
@@ -321,6 +376,14 @@ def _reached(chosen: dict[str, Option] | None) -> dict[str, Option]:
             "each of size= and keep= can be reached, but not both at once", fix="a larger size, or a larger keep"
         )
     return chosen
+
+
+def _options(model: HuggingFaceModel, unit: Layer, dtype: str, ranks: Mapping[str, Sequence[Any]]) -> list[Option]:
+    """Return what a layer, or a stack of them, can become: dense first."""
+    if model.layers()[unit.name] == unit:
+        return model.options(unit.name, dtype, ranks)
+    shape = (unit.rows, unit.columns, unit.bias, dtype)
+    return [dense(*shape), *(factored(form, *shape, k) for form, some in ranks.items() for k in some)]
 
 
 def _changed(options: Mapping[str, Option]) -> dict[str, Option]:
@@ -343,7 +406,7 @@ def _layer_plan(
     return LayerPlan(*shape, option, loss, relative, table=layer.table, saved_ms=saved)
 
 
-def _fitting(given: Plan, model: HuggingFaceModel, *, tables: bool) -> dict[str, Option]:
+def _fitting(given: Plan, model: HuggingFaceModel, method: Method) -> dict[str, Option]:
     """Return the plan's options after proof that they fit the model and what its method can do."""
     from eckart._compress._ranks import reason_to_keep
 
@@ -358,10 +421,12 @@ def _fitting(given: Plan, model: HuggingFaceModel, *, tables: bool) -> dict[str,
                 + (f"{layer.rows} x {layer.columns} here" if layer else "not here"),
                 fix="make a plan of this model with eckart plan",
             )
-        if planned.name in given.options and (reason := reason_to_keep(layer, tables=tables)):
+        if planned.name in given.options and (reason := reason_to_keep(layer, tables=method.tables)):
             raise UsageError(f"{planned.name} cannot be factored: it is {reason}", fix="make it dense in the plan")
         form = planned.option.format
-        if planned.name in given.options and (layer.table != (form == "grouped") or form == "shared"):
+        if planned.name in given.options and (
+            layer.table != (form == "grouped") or (form == "shared" and not method.shares)
+        ):
             raise UsageError(
                 f"{planned.name} cannot be stored as {form!r} by this method",
                 fix='an embedding as "grouped", another layer as "pair" or "pifa"',
@@ -379,7 +444,8 @@ def all_pieces(job: Job) -> torch.Tensor:
     return _drawn(job, None)
 
 
-def _pieces(job: Job) -> torch.Tensor | None:
+def calibration_pieces(job: Job) -> torch.Tensor | None:
+    """Return the calibration tokens, (count, context); None for a method that needs none."""
     return _drawn(job, job.tokens) if job.method.inputs else None
 
 

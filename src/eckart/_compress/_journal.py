@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -127,6 +128,47 @@ class Journal:
             inputs = Gram(len(found["sum"]))
             inputs.sum, inputs.count = found["sum"], int(found["count"])
         return TableTaps(found["looked_up"], found["predicted"], inputs)
+
+    def put_number(self, layer: str, value: float) -> None:
+        """Keep what was measured of a layer."""
+        with write_whole(self._path(f"{layer}#number")) as file:
+            file.write(dump_json(value).encode())
+
+    def number(self, layer: str) -> float | None:
+        """Return what was measured of a layer, None where nothing was."""
+        path = self._path(f"{layer}#number")
+        return float(json.loads(path.read_bytes())) if path.exists() else None
+
+    def has_metric(self, layer: str) -> bool:
+        return self._path(f"{layer}#metric").exists()
+
+    def put_metric(self, layer: str, inputs: torch.Tensor) -> None:
+        """Keep the metric of a layer's inputs, (n, n), until those that it is truncated with are reached."""
+        from safetensors.torch import save
+
+        with write_whole(self._path(f"{layer}#metric")) as file:
+            file.write(save({"inputs": inputs.cpu().contiguous()}))
+
+    def metric(self, layer: str) -> torch.Tensor:
+        from safetensors.torch import load_file
+
+        return load_file(self._path(f"{layer}#metric"))["inputs"]
+
+    def has_refit(self, layer: str, options: str) -> bool:
+        return self._path(f"{layer}#refit {options}").exists()
+
+    def put_refit(self, layer: str, options: str, pair: Pair) -> None:
+        """Keep factors that were fitted anew, in float32; they serve only these options, a hash of every layer's."""
+        from safetensors.torch import save
+
+        parts = {"up": pair.up.float().cpu().contiguous(), "down": pair.down.float().cpu().contiguous()}
+        with write_whole(self._path(f"{layer}#refit {options}")) as file:
+            file.write(save(parts))
+
+    def refit(self, layer: str, options: str) -> Pair:
+        from safetensors.torch import load_file
+
+        return Pair(**load_file(self._path(f"{layer}#refit {options}")))
 
     def put_gradients(self, boundary: int, gradients: Sequence[torch.Tensor]) -> None:
         """Keep the gradients of every batch at a block boundary, in place of those at the last one."""

@@ -1,18 +1,20 @@
 """The compression methods: in which metric a weight is truncated, and how ranks are chosen. One literal table.
 
 Baselines follow their authors' formulas: the same weights, up to rounding, at the same rank and statistics, which
-tests/reference/test_baselines.py checks. They differ from "two-sided" in these lines alone.
+tests/reference/test_baselines.py and tests/models/test_{lems,reshape}.py check. Not verified: "slicegpt", a variant of
+SliceGPT; of "lems", the choice of ranks, for which it has other solvers. docs/decisions/0018 says how they differ.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from eckart._compress._plan import ADDITIVE_UNIT
+from eckart._compress._plan import NATS, SQUARES
+from eckart._compress._reshape import DROP_LAYERS, SLICE, Reshape
 from eckart.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +22,16 @@ if TYPE_CHECKING:
     from eckart.models._huggingface import HuggingFaceModel
     from eckart.models._taps import Gradients, Taps
 
-__all__ = ["GRADIENT_SHRINKAGE", "INPUT_SHRINKAGE", "METHODS", "Method", "choose_method", "predicted_loss"]
+__all__ = [
+    "GRADIENT_SHRINKAGE",
+    "INPUT_SHRINKAGE",
+    "METHODS",
+    "SEQUENTIAL",
+    "Correction",
+    "Method",
+    "choose_method",
+    "predicted_loss",
+]
 
 Losses = Callable[["Spectrum"], "np.ndarray[tuple[int, ...], np.dtype[np.float64]]"]
 Metric = Callable[["Taps", str], tuple[Any, Any]]
@@ -33,31 +44,57 @@ SMALL = 1e-6  # added to a diagonal by ASVD and FWSVD, lest it be zero
 
 
 @dataclass(frozen=True)
+class Correction:
+    """How factors are fitted anew once ranks are chosen; `_correct` has the formulas.
+
+    target: τ, the share of the dense network's own output in what is aimed at. ridge: β as a part of the mean diagonal
+    of G'; 0 only without shrinkage, that of G' in the metric in which `up` is fitted. together: all layers of a block
+    at once, which is dense inside meanwhile; else each in the order in which they run, after those before it.
+    down_ridge: where given, `down` is fitted after `up`, to the dense solution with this ridge towards W, added to the
+    sums as it is.
+    """
+
+    target: float
+    ridge: float
+    together: bool
+    shrinkage: float = 0.0
+    down_ridge: float | None = None
+
+
+SEQUENTIAL = Correction(target=0.75, ridge=0.05, together=False, shrinkage=INPUT_SHRINKAGE)
+
+
+@dataclass(frozen=True)
 class Method:
     """One row of the table.
 
     metric: from what was tapped, the Grams (inputs, outputs) in which a layer is truncated, None for I. inputs: whether
     it needs a calibration text. gradients: what it needs of a backward pass. ranks: "knapsack", the least predicted
     loss; "uniform", the same fraction of every layer; "by type", fractions by SVD-LLM v2's rule within layers of the
-    same type. losses: from a truncation, the predicted loss increase at ranks 0 … min(m, n). unit: what that is
-    measured in. pairs: whether it stores factor pairs where nothing else is asked for, as its authors do. tables:
-    whether it takes in an embedding and the head tied to it.
+    same type; "search", by divergences that are measured, as in LEMS. losses: from a truncation, the predicted loss
+    increase at ranks 0 … min(m, n). unit: what that is measured in. storage: what "auto" storage is, of the baselines
+    what their authors do. tables: whether it takes in an embedding and the head tied to it. correction: that which is
+    part of the method. shares: whether layers of the same type in adjacent blocks share a factor. reshape: where given,
+    what is done to the model as a whole; its layers stay as they are, and nothing else of the row matters but inputs.
     """
 
     name: str
     metric: Metric
     inputs: bool
     gradients: Gradients
-    ranks: Literal["knapsack", "uniform", "by type"]
+    ranks: Literal["knapsack", "uniform", "by type", "search"]
     losses: Losses
     unit: str
-    pairs: bool = True
+    storage: str = "pair"
     tables: bool = False
+    correction: Correction | None = None
+    shares: bool = False
+    reshape: Reshape | None = None
 
     @property
     def uniform(self) -> bool:
         """Whether the choice of ranks asks for every rank, and not for a few among which a knapsack chooses."""
-        return self.ranks != "knapsack"
+        return self.ranks in ("uniform", "by type")
 
 
 def predicted_loss(method: Method, cut: Cut, ranks: Sequence[int]) -> float:
@@ -68,6 +105,13 @@ def predicted_loss(method: Method, cut: Cut, ranks: Sequence[int]) -> float:
 def _second_order(cut: Spectrum) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     """½ Σ_{i>k} s_i²: second-order term of the mean next-token loss, its Hessian taken as the Fisher matrix Γ ⊗ G."""
     return cut.losses / 2
+
+
+def _squared(cut: Spectrum) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    """Σ_{i>k} s_i², as it is: with probes of the outputs, the mean squared change of one, its Gauss–Newton matrix taken
+    as Γ ⊗ G.
+    """
+    return cut.losses
 
 
 def _relative(cut: Spectrum) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
@@ -104,30 +148,50 @@ def _fwsvd(taps: Taps, name: str) -> tuple[Any, Any]:
 
 
 _OUTPUT, _WEIGHT = "squared relative output error", "squared relative weight error"
+_MEASURED = "nats a token, measured at one rank and scaled"
 _TABLE = (
     #      name          metric                        inputs gradients  ranks       losses         unit
     Method("two-sided", _two_sided(INPUT_SHRINKAGE, GRADIENT_SHRINKAGE), True, "all", "knapsack", _second_order,
-           ADDITIVE_UNIT, pairs=False, tables=True),
-    Method("input",      _inputs(INPUT_SHRINKAGE),     True,  "none",    "knapsack", _relative,     _OUTPUT, False),
+           NATS, storage="auto", tables=True),
+    Method("input",      _inputs(INPUT_SHRINKAGE),     True,  "none",    "knapsack", _relative,     _OUTPUT, "auto"),
     Method("plain",      _weights_alone,               False, "none",    "uniform",  _relative,     _WEIGHT),
     Method("fwsvd",      _fwsvd,                       True,  "weights", "uniform",  _relative,     _WEIGHT),
     Method("asvd",       _asvd,                        True,  "none",    "uniform",  _relative,     _WEIGHT),
     Method("svd-llm",    _inputs(0.0),                 True,  "none",    "uniform",  _relative,     _OUTPUT),
+    Method("svd-llm-update", _inputs(0.0),             True,  "none",    "uniform",  _relative,     _OUTPUT,
+           correction=Correction(target=0.0, ridge=0.0, together=True)),
+    Method("mpifa",      _inputs(0.0),                 True,  "none",    "uniform",  _relative,     _OUTPUT, "pifa",
+           correction=Correction(target=0.25, ridge=0.0, together=False, down_ridge=1e-3)),
     Method("svd-llm-v2", _sums_of_inputs,              True,  "none",    "by type",  _relative,     _OUTPUT),
-    Method("kfac",       _two_sided(*KFAC_SHRINKAGE),  True,  "clipped", "uniform",  _second_order, ADDITIVE_UNIT),
+    Method("basis-sharing", _sums_of_inputs,           True,  "none",    "uniform",  _relative,     _OUTPUT,
+           shares=True),
+    Method("drop-layers", _weights_alone,              True,  "none",    "uniform",  _relative,     _OUTPUT,
+           reshape=DROP_LAYERS),
+    Method("slicegpt",   _weights_alone,               True,  "none",    "uniform",  _relative,     _OUTPUT,
+           reshape=SLICE),
+    Method("kfac",       _two_sided(*KFAC_SHRINKAGE),  True,  "clipped", "uniform",  _second_order, NATS),
+    Method("lems",       _two_sided(*KFAC_SHRINKAGE),  True,  "clipped", "search",   _squared,      _MEASURED),
 )  # fmt: skip
 METHODS = {method.name: method for method in _TABLE}
 
 
-def choose_method(name: str, model: HuggingFaceModel) -> Method:
-    """Return the method of this name; "auto" is two-sided where a next-token loss exists, else input."""
-    if name == "auto":
-        return METHODS["two-sided" if model.predicts_next_token else "input"]
-    if name not in METHODS:
+LOSSES = ("auto", "next-token", "outputs")
+
+
+def choose_method(name: str, loss: str, model: HuggingFaceModel) -> Method:
+    """Return the method of this name, for this loss; "auto" are two-sided, and next-token where the model has that."""
+    if loss not in LOSSES:
+        raise UsageError(f"there is no loss {loss!r}", fix=f"one of {', '.join(LOSSES)}")
+    if name != "auto" and name not in METHODS:
         raise UsageError(f"there is no method {name!r}", fix=f"one of auto, {', '.join(METHODS)}")
-    if METHODS[name].gradients != "none" and not model.predicts_next_token:
+    method = METHODS["two-sided" if name == "auto" else name]
+    if loss != "auto" and method.unit != NATS:
+        raise UsageError(f"method {name!r} asks for no loss, so loss= has no meaning", fix="method='two-sided'")
+    if loss == "outputs" or (loss == "auto" and method.unit == NATS and not model.predicts_next_token):
+        return replace(method, losses=_squared, unit=SQUARES, tables=False)
+    if method.gradients != "none" and not model.predicts_next_token:
         raise UsageError(
-            f"method {name!r} needs a next-token loss, which {type(model.module).__name__} does not have",
-            fix="method='input'",
+            f"{type(model.module).__name__} has no next-token loss, which method {name!r} or loss= asks for",
+            fix="loss='outputs' with method='two-sided', or method='input'",
         )
-    return METHODS[name]
+    return method

@@ -12,10 +12,12 @@ from eckart._files import dump_json, write_whole
 from eckart.errors import InputError, UsageError
 from eckart.models._option import Option, dense, factored, group_sizes, grouped, read_option, shared
 
-__all__ = ["ADDITIVE_UNIT", "LayerPlan", "Plan", "Timing"]
+__all__ = ["ADDITIVE_UNITS", "NATS", "SQUARES", "LayerPlan", "Plan", "Timing"]
 
 SCHEMA = "eckart.plan/1"
-ADDITIVE_UNIT = "nats a token"  # relative errors of different layers have no meaningful sum
+NATS = "nats a token"  # of the next-token loss
+SQUARES = "mean squared change of an output"  # over all numbers that the model returns
+ADDITIVE_UNITS = (NATS, SQUARES)  # relative errors of different layers have no meaningful sum
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,9 @@ class Plan:
     """One option a layer, and the totals that follow from them; parameters and bytes are exact, the loss is predicted.
 
     keep, size, max_loss_increase: which of these was asked for, and cost: what was counted, "params", "bytes" or "ms",
-    in keep, or made small within the loss. unit: of every loss_increase. bytes count the weight files, headers and
+    in keep, or made small within the loss. correct: whether factors are fitted anew, in order, to the compressed
+    network. change: what is done to the model as a whole, by a method that leaves the layers as they are: {"dropped":
+    names of blocks} or {"hidden_size": number}. unit: of every loss_increase. bytes count the weight files, headers and
     index included; bytes_before is the dense model saved in the same dtype. timing: where time counted.
     """
 
@@ -84,6 +88,8 @@ class Plan:
     max_loss_increase: float | None = None
     cost: str = "params"
     timing: Timing | None = None
+    correct: bool = False
+    change: Mapping[str, Any] | None = None
 
     @property
     def options(self) -> dict[str, Option]:
@@ -97,7 +103,7 @@ class Plan:
     @property
     def predicted_loss_increase(self) -> float | None:
         """Sum over the layers; None where a layer's is not known, or losses in this unit do not add up."""
-        if self.unit != ADDITIVE_UNIT:
+        if self.unit not in ADDITIVE_UNITS or self.change is not None:
             return None
         parts = [layer.loss_increase for layer in self.layers if layer.option.format != "dense"]
         return None if any(part is None for part in parts) else sum(part for part in parts if part is not None)
@@ -141,7 +147,7 @@ class Plan:
         return {
             "schema": SCHEMA,
             **{name: getattr(self, name) for name in (*names, "bytes_before", "bytes_after")},
-            **{name: getattr(self, name) for name in ("size", "max_loss_increase", "cost")},
+            **{name: getattr(self, name) for name in ("size", "max_loss_increase", "cost", "correct", "change")},
             "keep_reached": self.keep_reached,
             "predicted_loss_increase": self.predicted_loss_increase,
             "timing": None if self.timing is None else {**vars(self.timing), "after_ms": self.after_ms},
@@ -194,6 +200,8 @@ class Plan:
                 max_loss_increase=None if most is None else float(most),
                 cost=str(value["cost"]),
                 timing=_timing_from_json(value.get("timing")),
+                correct=bool(value.get("correct", False)),
+                change=None if value.get("change") is None else dict(value["change"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, (InputError, UsageError)):
@@ -206,8 +214,10 @@ class Plan:
         line = (
             f"{self.method}: {self.parameters_before:,} -> {self.parameters_after:,} parameters "
             f"({self.keep_reached:.2%}), {self.bytes_before:,} -> {self.bytes_after:,} bytes in {self.dtype}, "
-            f"{len(self.options)} layers factored, {dense} left dense"
         )
+        if self.change is not None:
+            return line + " ".join(f"{what} {value}" for what, value in self.change.items())
+        line += f"{len(self.options)} layers factored, {dense} left dense"
         after = self.after_ms
         if self.timing is not None:
             units = {"prefill": f"ms for {self.timing.prefill_tokens} tokens", "decode": "ms a token"}

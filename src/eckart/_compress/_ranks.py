@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from eckart._compress._allocate import Choices, least_loss, least_loss_within_both
+from eckart._compress._allocate import Choices, least_loss, least_loss_exactly, least_loss_within_both
 from eckart._compress._methods import Method
 from eckart._compress._tables import StoredTable, ranks_of_group
 from eckart._factorise import Cut
@@ -134,7 +134,8 @@ def choose_ranks(
     offers = _with_tables(offers, cuts, method)
     known = {name: _choices(name, options, cuts[name], method, price) for name, options in offers.items()}
     if limit is None:
-        chosen: dict[str, int] | None = least_loss(known, budget)
+        solve = least_loss_exactly if method.ranks == "search" else least_loss
+        chosen: dict[str, int] | None = solve(known, budget)
     else:
         others = {name: _costs(name, options, limit.price) for name, options in offers.items()}
         chosen = least_loss_within_both(known, budget, others, limit.most)

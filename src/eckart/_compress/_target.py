@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from eckart._compress._plan import ADDITIVE_UNIT
+from eckart._compress._plan import ADDITIVE_UNITS
 from eckart.errors import UsageError
 from eckart.models._safetensors import parse_size
 
@@ -67,7 +67,7 @@ def as_target(
             f"keep = {keep:g} is not a fraction to keep", fix="a number above 0 and at most 1, such as 0.8"
         )
     if loss is not None and not 0 <= loss < math.inf:
-        raise UsageError(f"max_loss_increase = {loss:g} cannot be", fix="a number from 0 on, in nats a token")
+        raise UsageError(f"max_loss_increase = {loss:g} cannot be", fix="a number from 0 on, in the unit of the loss")
     if cost not in COSTS:
         raise UsageError(f"cost {cost!r} is not known", fix=f"one of {', '.join(COSTS)}")
     if workload not in WORKLOADS:
@@ -83,13 +83,18 @@ def as_target(
 
 def check_target(target: Target, method: Method) -> None:
     """Raise UsageError where the method cannot say what a loss of this size would be, or cannot weigh two costs."""
-    if target.size is not None and target.keep is not None and method.uniform:
+    if target.size is not None and target.keep is not None and method.ranks != "knapsack":
         raise UsageError(
-            f"method {method.name!r} reduces all layers alike and cannot keep to a size and a time at once",
+            f"method {method.name!r} weighs no loss against two costs, so it cannot keep to a size and a time at once",
             fix="keep= or size= alone, or method='two-sided'",
         )
-    if target.loss is not None and (method.uniform or method.unit != ADDITIVE_UNIT):
+    if target.cost == "ms" and method.reshape:
         raise UsageError(
-            f"method {method.name!r} predicts no loss in {ADDITIVE_UNIT}, so max_loss_increase= has no meaning",
+            f"method {method.name!r} changes the model as a whole, whose time is not known before",
+            fix="cost='params' or 'bytes'",
+        )
+    if target.loss is not None and (method.uniform or method.unit not in ADDITIVE_UNITS):
+        raise UsageError(
+            f"method {method.name!r} predicts no loss that adds up over layers, so max_loss_increase= has no meaning",
             fix="method='two-sided', or keep=",
         )

@@ -37,7 +37,9 @@ Keep = Annotated[Optional[float], typer.Option(help="Fraction of all parameters 
 Size = Annotated[Optional[str], typer.Option(help="Or the largest size of the weight files, as 300MB or 1.5GiB.")]  # noqa: UP045
 MaxLossIncrease = Annotated[
     Optional[float],  # noqa: UP045
-    typer.Option(help="Or the most that may be lost, as predicted, in nats a token, at the least cost."),
+    typer.Option(
+        help="Or the most that may be lost, as predicted, in nats a token for a language model, at the least cost."
+    ),
 ]
 Cost = Annotated[
     Literal["params", "bytes", "ms"],
@@ -50,7 +52,20 @@ Workload = Annotated[
 Method = Annotated[
     str,
     typer.Option(
-        help="auto, two-sided, input, plain; or a published baseline: fwsvd, asvd, svd-llm, svd-llm-v2, kfac."
+        help="auto, two-sided, input, plain; or a published baseline: fwsvd, asvd, svd-llm, svd-llm-update, "
+        "svd-llm-v2, mpifa, basis-sharing, kfac, lems, drop-layers, slicegpt."
+    ),
+]
+Loss = Annotated[
+    Literal["auto", "next-token", "outputs"],
+    typer.Option(
+        help="What two-sided and kfac keep small; outputs: their mean squared change, for models without labels."
+    ),
+]
+Correct = Annotated[
+    Optional[bool],  # noqa: UP045
+    typer.Option(
+        "--correct/--no-correct", help="Fit factors anew, block by block, to what the compressed blocks let through."
     ),
 ]
 Storage = Annotated[
@@ -88,6 +103,8 @@ def compress(
     data: Data = None,
     evaluate: Evaluate = None,
     method: Method = "auto",
+    loss: Loss = "auto",
+    correct: Correct = None,
     storage: Storage = "auto",
     layers: Layers = None,
     dtype: Dtype = None,
@@ -132,6 +149,8 @@ def compress(
                 evaluate=evaluate,
                 beside=beside or (),
                 method=method,
+                loss=loss,
+                correct=correct,
                 storage=storage,
                 layers=layers or "*",
                 dtype=dtype,
@@ -166,6 +185,8 @@ def plan(
     out: Annotated[Optional[Path], typer.Option("--out", "-o", help="File for the plan, to edit and use.")] = None,  # noqa: UP045
     data: Data = None,
     method: Method = "auto",
+    loss: Loss = "auto",
+    correct: Correct = None,
     storage: Storage = "auto",
     layers: Layers = None,
     dtype: Dtype = None,
@@ -193,6 +214,8 @@ def plan(
                 workload=workload,
                 data=data,
                 method=method,
+                loss=loss,
+                correct=correct,
                 storage=storage,
                 layers=layers or "*",
                 dtype=dtype,

@@ -19,7 +19,7 @@ from torch import nn
 from eckart._files import cannot_write
 from eckart.errors import InputError
 
-__all__ = ["BlockRunner", "block_names"]
+__all__ = ["BlockRunner", "Loss", "block_names"]
 
 Loss = Callable[[Any, torch.Tensor], torch.Tensor]
 
@@ -122,8 +122,14 @@ class BlockRunner:
     @torch.no_grad()
     def forward(self, i: int) -> None:
         """Run block i on every batch, from boundary i to the next."""
+        self.states.put(i + 1, self.through(i))
+
+    @torch.no_grad()
+    def through(self, i: int) -> Iterator[torch.Tensor]:
+        """Run block i on one batch after the other and iterate over its outputs."""
         with self._moved(self.blocks[i]) as block:
-            self.states.put(i + 1, (self._call(block, i, b, self.states.get(i, b)) for b in range(len(self.batches))))
+            for b in range(len(self.batches)):
+                yield self._call(block, i, b, self.states.get(i, b))
 
     def tail(self, loss: Loss) -> list[torch.Tensor]:
         """Run what comes after the last block and return the gradient of the loss in its output, for every batch."""
@@ -167,6 +173,16 @@ class BlockRunner:
     def outputs(self, b: int) -> Any:
         """Return what the model returns for batch b, computed from the last state."""
         with self._stubs(last=self._last(b) if self.blocks else None):
+            return self.module(self.batches[b].to(self.home), **self._extra)
+
+    @torch.no_grad()
+    def onward(self, i: int, b: int) -> Any:
+        """Return what the model returns for batch b, run from boundary i on; the states stay as they are."""
+        state = self.states.get(i, b)
+        for j in range(i, len(self.blocks)):
+            with self._moved(self.blocks[j]) as block:
+                state = self._call(block, j, b, state)
+        with self._stubs(last=state.to(self.home)):
             return self.module(self.batches[b].to(self.home), **self._extra)
 
     def _last(self, b: int) -> torch.Tensor:

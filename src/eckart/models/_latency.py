@@ -90,7 +90,7 @@ class Latency:
                 for t in calls
                 for size, form, k in groups
             )
-        return sum(self.timings.ms(_shape(layer).called(option.format, t), option.ranks[0]) for t in calls)
+        return sum(self.timings.ms(_shape(layer).called(_timed_as(option.format), t), option.ranks[0]) for t in calls)
 
 
 def measured_latency(
@@ -116,6 +116,11 @@ def measured_latency(
     return Latency(
         {phase: whole[phase] for phase in phases}, tokens, calls, store.timings, "; ".join(store.machine.values())
     )
+
+
+def _timed_as(form: str) -> str:
+    """Return the format with the same products of matrices: a factor that several layers store once is used by each."""
+    return "pair" if form == "shared" else form
 
 
 def _shapes(model: HuggingFaceModel) -> str:
@@ -232,7 +237,7 @@ def _time_layers(
                     some = wanted.setdefault((_shape(replace(layers[name], rows=n)), t), {})
                     some.update(dict.fromkeys(parts, like))
             else:
-                same = dict.fromkeys(("dense", *forms), model.module.get_submodule(name))
+                same = dict.fromkeys(("dense", *map(_timed_as, forms)), model.module.get_submodule(name))
                 wanted.setdefault((_shape(layers[name]), t), {}).update(same)
     known = store.timings.points
     todo = {key: some for key, some in wanted.items() if any(key[0].called(form, key[1]) not in known for form in some)}

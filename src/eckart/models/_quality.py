@@ -12,7 +12,7 @@ from torch.nn import functional
 from eckart.models._huggingface import HuggingFaceModel
 from eckart.models._model import Progress, silent
 
-__all__ = ["Quality", "next_token_loss", "quality"]
+__all__ = ["Quality", "next_token_loss", "output_probe", "quality"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,16 @@ def next_token_loss(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Return the summed cross-entropy of predicting each token of (b, t) from those before it."""
     flat = logits[:, :-1].float().flatten(0, 1)
     return functional.cross_entropy(flat, tokens[:, 1:].flatten().to(flat.device), reduction="sum")
+
+
+def output_probe(outputs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return Σ z · outputs / √width with random signs z, (…, width): no labels are needed.
+
+    For g, its gradient in the rows of a layer, E[g gᵀ] is the Gauss–Newton matrix of the squared change of the outputs,
+    averaged over their width.
+    """
+    signs = torch.randint(0, 2, outputs.shape, generator=generator, dtype=torch.int8).to(outputs.device)
+    return (outputs.float() * (2 * signs - 1)).sum() / math.sqrt(outputs.shape[-1])
 
 
 def _quality(total: dict[str, float], tokens: int, predicted: int, causal: bool, compared: bool) -> Quality:
