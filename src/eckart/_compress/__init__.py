@@ -107,6 +107,7 @@ def compress(
     UsageError, InputError, BudgetError, OutputError, NumericalError: as their names say; nothing is left behind then.
     """
     from eckart._compress._finish import Evaluation, finish
+    from eckart.models._huggingface import OpenedWhenUsed
 
     target = None if plan is not None else as_target(keep, size, max_loss_increase, cost)
     if plan is not None and (keep, size, max_loss_increase, cost) != (None, None, None, "params"):
@@ -129,13 +130,26 @@ def compress(
     if given is not None:
         method, dtype = given.method, dtype or given.dtype
     job = prepare(
-        model, target, method, storage, dtype, data, tokens, context, layers, device, max_shard_size, seed, progress
+        model,
+        target,
+        method,
+        storage,
+        dtype,
+        data,
+        tokens,
+        context,
+        layers,
+        device,
+        max_shard_size,
+        seed,
+        progress,
+        stream=out is not None,
     )
     if out is not None:  # the least that it can take; the exact size is known, and checked, when it is written
         share = 0.0 if target is None or target.keep is None else target.keep
         check_room(Path(out), int(share * job.model.parameters * DTYPE_BYTES[job.dtype]))
     with planned(job, given, out=None if out is None else Path(out), resume=resume) as (made, cuts):
-        small = job.model.copy()
+        small = job.model.copy(None if out is None else Path(out).absolute().parent)
         for name, option in made.options.items():
             factors = cuts[name].factors(option.ranks)
             small = small.assign_(name, factors) if format == "dense" else small.replace_(name, option, factors)
@@ -144,4 +158,4 @@ def compress(
         if out is not None:
             wanted = None if evaluate is None else Evaluation(evaluate, beside, evaluate_tokens, context, command, seed)
             finish(small, job.model, Path(out), wanted, job.max_shard_bytes, job.progress)
-    return small
+    return OpenedWhenUsed(small) if out is not None and small.shelf else small

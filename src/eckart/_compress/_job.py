@@ -69,20 +69,27 @@ def prepare(
     max_shard_size: str | int,
     seed: int,
     progress: Progress | None,
+    *,
+    stream: bool = True,
 ) -> Job:
-    """Return the job that the arguments of `compress` describe; its errors are those of `compress`."""
+    """Return the job that the arguments of `compress` describe; its errors are those of `compress`.
+
+    stream: open the model with the weights of its blocks left in their files.
+    """
     from eckart._compress._methods import choose_method
     from eckart.models._huggingface import HuggingFaceModel
 
     progress = progress or silent
     progress("opening the model", 0, 1)
-    opened = open_model(model)
+    opened = open_model(model, stream=stream)
     progress("opening the model", 1, 1)
     if not isinstance(opened, HuggingFaceModel):
         raise UsageError(
             f"{opened.name} is weights without an architecture and cannot be calibrated",
             fix="give the model's folder, with its config.json",
         )
+    if opened.whole:
+        progress(f"all its weights are in memory, for {opened.whole}", 1, 1)
     opened.check_dense()
     chosen = choose_method(method, opened)
     if storage not in STORAGE:
@@ -180,7 +187,8 @@ def _fingerprint(job: Job, pieces: torch.Tensor | None, ranks: Mapping[str, tupl
     model = hashlib.sha256()
     for name, tensor in job.model.tensors():
         model.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
-        model.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        values = job.model.shelf.value(tensor).detach().cpu().contiguous()
+        model.update(values.reshape(-1).view(torch.uint8).numpy().data)
     text = b"" if pieces is None else f"{tuple(pieces.shape)}".encode() + pieces.cpu().contiguous().numpy().tobytes()
     configuration = json.dumps([job.method.name, sorted(ranks.items())])
     return {

@@ -56,13 +56,13 @@ def in_fresh_process(request: dict[str, Any], progress: Progress = silent) -> An
     )
 
 
-def probe(path: str, tokens: Sequence[int], generate: int) -> dict[str, Any]:
-    """Return what a saved model answers to `tokens`: the logits of the last position and the greedy continuation."""
+def probe(path: str, tokens: Sequence[int], generate: int, stream: bool) -> dict[str, Any]:
+    """Return what a saved model answers to `tokens`: its last outputs, and the greedy continuation."""
     import torch
 
     from eckart.models import open_model
 
-    model: Any = open_model(path)
+    model: Any = open_model(path, stream=stream)
     output = model.run(torch.tensor([list(tokens)]))[0]
     return {
         "output": output.double().flatten()[-PROBED:].tolist(),
@@ -78,9 +78,9 @@ def continuation(model: HuggingFaceModel, tokens: Sequence[int], count: int) -> 
         return []
     added: list[int] = []
     batch, past = torch.tensor([list(tokens)]), None
-    with torch.no_grad():
+    with torch.no_grad(), model.running():
         for _ in range(count):
-            out = model.module(batch.to(model.module.device), past_key_values=past, use_cache=True)
+            out = model.module(batch.to(model.device), past_key_values=past, use_cache=True)
             batch, past = out.logits[:, -1:].argmax(-1), out.past_key_values
             added.append(int(batch))
     return added
