@@ -41,6 +41,7 @@ def plan(
     context: int = CONTEXT,
     max_shard_size: str | int = "5GB",
     device: Any = None,
+    workers: Any = None,
     progress: Progress | None = None,
     seed: int = 0,
 ) -> Plan:
@@ -50,7 +51,20 @@ def plan(
     """
     target = as_target(keep, size, max_loss_increase, cost)
     job = prepare(
-        model, target, method, storage, dtype, data, tokens, context, layers, device, max_shard_size, seed, progress
+        model,
+        target,
+        method,
+        storage,
+        dtype,
+        data,
+        tokens,
+        context,
+        layers,
+        device,
+        max_shard_size,
+        seed,
+        progress,
+        workers=workers,
     )
     with planned(job) as (made, _):
         return made
@@ -79,6 +93,7 @@ def compress(
     evaluate_tokens: int | Sequence[int] = EVALUATION_TOKENS,
     max_shard_size: str | int = "5GB",
     device: Any = None,
+    workers: Any = None,
     command: str = "",
     progress: Progress | None = None,
     seed: int = 0,
@@ -98,8 +113,11 @@ def compress(
     excludes. dtype: of the saved weights, by default that of the source, float16 for a quantised one. format:
     "factored", or "dense" for an ordinary checkpoint that any loader reads and that saves nothing. out: a new folder,
     written whole or not at all; its reloaded outputs and its size are checked against the model and the plan before it
-    gets its name. resume: go on where a run towards `out` with the same arguments was interrupted, with the same result
-    bit for bit; where there was none, begin. evaluate: texts for a measurement of the saved files beside the dense
+    gets its name. Where `model` is a path, one block's weights are in memory at a time then, and the result is read
+    from `out` when its module is first used. resume: go on where a run towards `out` with the same arguments was
+    interrupted, with the same result bit for bit; where there was none, begin. workers: who truncates the layers: None,
+    threads; a number of processes, in a script only below `if __name__ == "__main__":`; or a dask.distributed.Client,
+    or the address of its scheduler. The result is the same bit for bit. evaluate: texts for a measurement of the saved files beside the dense
     model, and beside the models `beside` names, in a fresh process; needs `out`. command: what the measurement
     remembers as the way to it.
 
@@ -143,6 +161,7 @@ def compress(
         max_shard_size,
         seed,
         progress,
+        workers=workers,
         stream=out is not None,
     )
     if out is not None:  # the least that it can take; the exact size is known, and checked, when it is written

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from eckart._compress._journal import Journal
 from eckart._compress._tables import groups_of, metric_of, row_weights
+from eckart._compress._workers import crew
 from eckart._factorise import Cut, Gram, truncation
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def truncations(
     journal: Journal,
     *,
     device: Any,
+    workers: Any,
     progress: Progress,
 ) -> dict[str, Cut]:
     """Return the truncation of every layer in `names`, with factors up to kept_ranks(name), in float32, in the journal.
@@ -43,14 +44,14 @@ def truncations(
     kept_ranks: one for a matrix, one a group for a table, which the method then must take in.
     pieces: calibration tokens, (count, context); None for a method that looks at the weights alone. Only one block's
     Gram matrices, gradients, activations and factors are in memory at once; hidden states wait on disk. What the
-    journal holds already is not made again.
+    journal holds already is not made again. workers: see `crew`.
     """
 
     def cut(name: str, taps: Taps | None) -> None:
         inputs, outputs = method.metric(taps, name) if taps else (None, None)
         weight = model.weight(name).to(device)
         (k,) = kept_ranks(name)
-        journal.put(name, truncation(weight, inputs=inputs, outputs=outputs, keep_rank=k).stored())
+        journal.put(name, made_by.truncation(weight, inputs, outputs, k))
 
     def cut_table(name: str, gradients: Gram) -> None:
         seen, weight = journal.seen(name), model.weight(name).to(device)
@@ -62,12 +63,12 @@ def truncations(
         )
         journal.put_table(name, rows, list(cuts))
 
-    with _one_thread_each() as pool:
+    with crew(workers) as made_by:
 
         def take(some: Sequence[str], taps: Taps | None) -> Iterator[str]:
             left = [name for name in some if not journal.has(name)]
             yield from (name for name in some if name not in left)
-            yield from (name for name, _ in zip(left, pool.map(cut, left, [taps] * len(left)), strict=True))
+            yield from (name for name, _ in zip(left, made_by.pool.map(cut, left, [taps] * len(left)), strict=True))
 
         if pieces is None:
             for done, _ in enumerate(take(names, None), 1):
@@ -89,24 +90,6 @@ def truncations(
     return {
         name: journal.get_table(name, model.weight(name)) if layers[name].table else journal.get(name) for name in names
     }
-
-
-@contextlib.contextmanager
-def _one_thread_each() -> Iterator[ThreadPoolExecutor]:
-    """Give workers for one layer each, as many as torch has threads, each with one thread of its own.
-
-    An eigenproblem of this size gains little from threads of its own, and on a busy machine it waits in thousands of
-    barriers; and with one thread its bits do not depend on how many workers there are.
-    """
-    import torch
-
-    threads = torch.get_num_threads()
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
-            yield pool
-        finally:
-            pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(threads)
 
 
 def _sweep(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from eckart._compress._plan import LayerPlan, Plan
 from eckart._compress._target import Target, check_target
+from eckart._compress._workers import check_workers
 from eckart.errors import UsageError
 from eckart.models import Model, open_model
 from eckart.models._model import Layer, Progress, silent
@@ -52,6 +53,7 @@ class Job:
     device: Any
     max_shard_bytes: int
     seed: int
+    workers: Any
     progress: Progress
 
 
@@ -70,6 +72,7 @@ def prepare(
     seed: int,
     progress: Progress | None,
     *,
+    workers: Any = None,
     stream: bool = True,
 ) -> Job:
     """Return the job that the arguments of `compress` describe; its errors are those of `compress`.
@@ -79,6 +82,7 @@ def prepare(
     from eckart._compress._methods import choose_method
     from eckart.models._huggingface import HuggingFaceModel
 
+    check_workers(workers, device)
     progress = progress or silent
     progress("opening the model", 0, 1)
     opened = open_model(model, stream=stream)
@@ -106,7 +110,9 @@ def prepare(
     if dtype not in DTYPE_BYTES or dtype.startswith("float8"):
         raise UsageError(f"weights cannot be saved as {dtype!r}", fix="float32, float16, bfloat16 or float64")
     shard = parse_size(max_shard_size)
-    return Job(opened, target, chosen, formats, dtype, data, tokens, context, layers, device, shard, seed, progress)
+    return Job(
+        opened, target, chosen, formats, dtype, data, tokens, context, layers, device, shard, seed, workers, progress
+    )
 
 
 @contextlib.contextmanager
@@ -143,7 +149,15 @@ def planned(
     fingerprint = {} if out is None else _fingerprint(job, pieces, ranks)
     with journal_beside(out, fingerprint, resume=resume) as journal:
         cuts = truncations(
-            model, list(ranks), pieces, job.method, ranks.__getitem__, journal, device=job.device, progress=job.progress
+            model,
+            list(ranks),
+            pieces,
+            job.method,
+            ranks.__getitem__,
+            journal,
+            device=job.device,
+            workers=job.workers,
+            progress=job.progress,
         )
         yield _plan(job, given, reasons, choose(cuts), cuts), cuts
 

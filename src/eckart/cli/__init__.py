@@ -61,6 +61,10 @@ EvaluateTokens = Annotated[
     Optional[list[int]],  # noqa: UP045
     typer.Option(help="Tokens to evaluate on: one number, or one for each --evaluate.", show_default="4096"),
 ]
+Workers = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Processes that factorise layers, or the address of a Dask scheduler; default: threads."),
+]
 Seed = Annotated[int, typer.Option(help="Of whatever is drawn at random.")]
 
 
@@ -92,6 +96,7 @@ def compress(
     evaluate_tokens: EvaluateTokens = None,
     max_shard_size: Annotated[str, typer.Option(help="Largest weight file, as 5GB or 800MiB.")] = "5GB",
     device: Device = None,
+    workers: Workers = None,
     seed: Seed = 0,
     json: Json = False,
     quiet: Quiet = False,
@@ -125,6 +130,7 @@ def compress(
                 evaluate_tokens=evaluate_tokens or 4096,
                 max_shard_size=max_shard_size,
                 device=device,
+                workers=int(workers) if workers and workers.isdecimal() else workers,
                 command=command_line(),
                 progress=progress,
                 seed=seed,
@@ -151,6 +157,7 @@ def plan(
     tokens: Tokens = 8192,
     context: Context = 512,
     device: Device = None,
+    workers: Workers = None,
     seed: Seed = 0,
     json: Json = False,
     quiet: Quiet = False,
@@ -176,6 +183,7 @@ def plan(
                 tokens=tokens,
                 context=context,
                 device=device,
+                workers=int(workers) if workers and workers.isdecimal() else workers,
                 progress=progress,
                 seed=seed,
             )

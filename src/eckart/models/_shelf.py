@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,11 +27,12 @@ __all__ = ["PutOff", "Shelf", "TensorFile", "rounded", "shelve"]
 
 
 class TensorFile:
-    """Tensors one after the other in a file that vanishes with the process."""
+    """Tensors one after the other in a file that vanishes with this object, and with the process."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by close, or with the process
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
         self._places: list[tuple[int, torch.Size, torch.dtype]] = []
 
     def append(self, tensor: torch.Tensor) -> int:
