@@ -117,9 +117,9 @@ def compress(
     from `out` when its module is first used. resume: go on where a run towards `out` with the same arguments was
     interrupted, with the same result bit for bit; where there was none, begin. workers: who truncates the layers: None,
     threads; a number of processes, in a script only below `if __name__ == "__main__":`; or a dask.distributed.Client,
-    or the address of its scheduler. The result is the same bit for bit. evaluate: texts for a measurement of the saved files beside the dense
-    model, and beside the models `beside` names, in a fresh process; needs `out`. command: what the measurement
-    remembers as the way to it.
+    or the address of its scheduler. The result is the same bit for bit. evaluate: texts for a measurement of the saved
+    files beside the dense model, and beside the models `beside` names, in a fresh process; needs `out`. command: what
+    the measurement remembers as the way to it.
 
     The result has `.plan` and, if evaluated, `.measurement` (schema "eckart.compare/1").
     UsageError, InputError, BudgetError, OutputError, NumericalError: as their names say; nothing is left behind then.
