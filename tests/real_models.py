@@ -86,11 +86,12 @@ def _build(kind: str, folder: Path, text: Path) -> None:
         # Larger than the initial values of training, so that the layers matter and outputs are of order one.
         if parameter.dim() > 1:
             parameter.data *= 4
-    _tokenizer(text).save_pretrained(folder)
+    save_tokenizer(text, folder)
     model.save_pretrained(folder)
 
 
-def _tokenizer(text: Path) -> Any:
+def save_tokenizer(text: Path, folder: Path) -> None:
+    """Train a tokenizer of VOCABULARY tokens on a text and save it with a model."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -104,4 +105,6 @@ def _tokenizer(text: Path) -> Any:
         show_progress=False,
     )
     tokenizer.train([str(text)], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    ).save_pretrained(folder)

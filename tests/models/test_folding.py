@@ -13,6 +13,7 @@ from torch import nn
 import eckart
 from eckart.errors import UsageError
 from eckart.models._folding import Fold, candidates, verified
+from eckart.models._shelf import Shelf
 
 Tiny = Callable[..., Path]
 TOKENS = torch.arange(3, 67)[None] * 5 % 384
@@ -144,7 +145,7 @@ def test_a_fold_is_tried_out_before_it_is_believed(kind: str, holds: bool) -> No
     names = [name for name, m in network.named_modules() if isinstance(m, nn.Linear)]
     folds = candidates(names, [["fc1", "fc2"]])
     assert folds == [Fold(f"blocks.{i}.fc1", (), f"blocks.{i}.fc2") for i in range(2)]
-    assert verified(network, ["blocks.0", "blocks.1"], folds) == folds[0 if holds else 1 :]
+    assert verified(network, ["blocks.0", "blocks.1"], folds, Shelf()) == folds[0 if holds else 1 :]
 
 
 def test_adapters_and_hooks_inside_a_factor_pair_are_called() -> None:

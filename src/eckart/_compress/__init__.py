@@ -46,6 +46,7 @@ def plan(
     context: int = CONTEXT,
     max_shard_size: str | int = "5GB",
     device: Any = None,
+    workers: Any = None,
     progress: Progress | None = None,
     seed: int = 0,
 ) -> Plan:
@@ -55,16 +56,14 @@ def plan(
     """
     target = as_target(keep, size, max_loss_increase, cost, workload)
     job = prepare(
-        model, target, method, loss, correct, storage, dtype, data, tokens, context, layers, device, max_shard_size,
-        seed, progress,
+        model, target, method=method, loss=loss, correct=correct, storage=storage, dtype=dtype, data=data,
+        tokens=tokens, context=context, layers=layers, device=device, max_shard_size=max_shard_size, seed=seed,
+        workers=workers, progress=progress,
     )  # fmt: skip
     if job.method.reshape:
         made: Plan = reshaped(job, None).plan
         return made
     with planned(job, calibration=calibration) as found:
-        return found.plan
-        return made
-    with planned(job) as found:
         return found.plan
 
 
@@ -96,6 +95,7 @@ def compress(
     evaluate_tokens: int | Sequence[int] = EVALUATION_TOKENS,
     max_shard_size: str | int = "5GB",
     device: Any = None,
+    workers: Any = None,
     command: str = "",
     progress: Progress | None = None,
     seed: int = 0,
@@ -121,10 +121,14 @@ def compress(
     methods. layers: name patterns, "!" excludes. dtype: of the saved weights, by default that of the source, float16
     for a quantised one. format: "factored", or "dense" for an ordinary checkpoint that any loader reads and that saves
     nothing. out: a new folder, written whole or not at all; its reloaded outputs and its size are checked against the
-    model and the plan before it gets its name. resume: go on where a run towards `out` with the same arguments was
+    model and the plan before it gets its name. Where `model` is a path, one block's weights are in memory at a time
+    then, unless all are needed (cost="ms", recover=, "basis-sharing", "slicegpt", "drop-layers"), and the result is
+    read from `out` when its module is first used. resume: go on where a run towards `out` with the same arguments was
     interrupted, with the same result bit for bit; where there was none, begin. calibration: a folder in which the
     truncated layers stay, so that another size of the same model, by the same method, text and seed, needs no
-    calibration of its own. recover: minutes, or "N steps", for which the factors, norms and biases are then trained on
+    calibration of its own. workers: who truncates the layers: None, threads; a number of processes, in a script only
+    below `if __name__ == "__main__":`; or a dask.distributed.Client, or the address of its scheduler; the result is the
+    same bit for bit. recover: minutes, or "N steps", for which the factors, norms and biases are then trained on
     the texts in data to answer as the dense model does; a result that is no better on pieces which were held out is
     given up. evaluate: texts for a measurement of the saved files beside the dense model, and beside the models
     `beside` names, in a fresh process; needs `out`. Where time counts, what is saved is timed beside the dense model in
@@ -136,6 +140,7 @@ def compress(
     from eckart._compress._correct import correct_
     from eckart._compress._finish import Evaluation, finish
     from eckart._compress._recover import recover_
+    from eckart.models._huggingface import OpenedWhenUsed
 
     target = None if plan is not None else as_target(keep, size, max_loss_increase, cost, workload)
     if plan is not None and (keep, size, max_loss_increase, cost, workload) != (None, None, None, "params", "both"):
@@ -168,8 +173,10 @@ def compress(
         method, correct, dtype = given.method, given.correct or None, dtype or given.dtype
         loss = "outputs" if given.unit == SQUARES else "auto"
     job = prepare(
-        model, target, method, loss, correct, storage, dtype, data, tokens, context, layers, device, max_shard_size,
-        seed, progress,
+        model, target, method=method, loss=loss, correct=correct, storage=storage, dtype=dtype, data=data,
+        tokens=tokens, context=context, layers=layers, device=device, max_shard_size=max_shard_size, seed=seed,
+        workers=workers, progress=progress,
+        stream=out is not None and effort is None and (given is None or given.timing is None),
     )  # fmt: skip
     if out is not None:  # the least that it can take; the exact size is known, and checked, when it is written
         share = 0.0 if target is None or target.keep is None else target.keep
@@ -186,7 +193,8 @@ def compress(
             finish(small, job.model, Path(out), wanted, job.max_shard_bytes, job.progress)
         return small
     with planned(job, given, calibration=calibration, out=out, resume=resume) as found:
-        small, made = job.model.copy(), found.plan
+        made = found.plan
+        small = job.model.copy(None if out is None else Path(out).absolute().parent)
         options = dict(sorted(made.options.items(), key=lambda item: bool(item[1].down_of)))  # owners first
 
         def put_(name: str, factors: Any) -> None:
@@ -208,4 +216,4 @@ def compress(
             if wanted is None and made.timing is not None:
                 wanted = Evaluation((), beside, evaluate_tokens, context, command, seed)
             finish(small, job.model, Path(out), wanted, job.max_shard_bytes, job.progress)
-    return small
+    return OpenedWhenUsed(small) if out is not None and small.shelf else small

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from eckart._compress._journal import Journal
 from eckart._compress._plan import SQUARES
 from eckart._compress._tables import groups_of, metric_of, row_weights
+from eckart._compress._workers import crew
 from eckart._factorise import Cut, Gram, truncation
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def truncations(
     *,
     device: Any,
     seed: int,
+    workers: Any,
     progress: Progress,
 ) -> dict[str, Cut]:
     """Return the truncation of every layer, with factors up to the rank that is kept, in float32, in the journal.
@@ -45,7 +46,7 @@ def truncations(
     that are truncated together, of which kept_ranks has the first. seed: of the random probes of outputs.
     pieces: calibration tokens, (count, context); None for a method that looks at the weights alone. Only one block's
     Gram matrices, gradients, activations and factors are in memory at once; hidden states wait on disk. What the
-    journal holds already is not made again.
+    journal holds already is not made again. workers: see `crew`.
     """
     import torch
 
@@ -64,7 +65,7 @@ def truncations(
         inputs, outputs = method.metric(taps, name) if taps else (None, None)
         weight = model.weight(name).to(device)
         (k,) = kept_ranks[name]
-        journal.put(name, truncation(weight, inputs=inputs, outputs=outputs, keep_rank=k).stored())
+        journal.put(name, made_by.truncation(weight, inputs, outputs, k))
 
     def cut_member(name: str, taps: Taps) -> None:
         metric, _ = method.metric(taps, name)
@@ -76,7 +77,7 @@ def truncations(
             metric = metric + journal.metric(other).to(metric.device)
         weight = torch.cat([model.weight(one) for one in together]).to(device)
         (k,) = kept_ranks[name]
-        journal.put(name, truncation(weight, inputs=metric, keep_rank=k).stored())
+        journal.put(name, made_by.truncation(weight, metric, None, k))
 
     def cut_table(name: str, gradients: Gram) -> None:
         seen, weight = journal.seen(name), model.weight(name).to(device)
@@ -88,12 +89,12 @@ def truncations(
         )
         journal.put_table(name, rows, list(cuts))
 
-    with _one_thread_each(device or model.module.device) as pool:
+    with crew(workers, device or model.device) as made_by:
 
         def take(some: Sequence[str], taps: Taps | None) -> Iterator[str]:
             left = [name for name in some if not finished(name)]
             yield from (name for name in some if name not in left)
-            yield from (name for name, _ in zip(left, pool.map(cut, left, [taps] * len(left)), strict=True))
+            yield from (name for name, _ in zip(left, made_by.pool.map(cut, left, [taps] * len(left)), strict=True))
 
         if pieces is None:
             for done, _ in enumerate(take(names, None), 1):
@@ -135,27 +136,6 @@ def batches_of(pieces: torch.Tensor) -> Sequence[torch.Tensor]:
 def home_blocks(names: Sequence[str], blocks: Sequence[str]) -> dict[str, int]:
     """Return for each layer the index of the block that it is in, -1 outside the blocks."""
     return {name: next((i for i, block in enumerate(blocks) if name.startswith(block + ".")), -1) for name in names}
-
-
-@contextlib.contextmanager
-def _one_thread_each(device: Any) -> Iterator[ThreadPoolExecutor]:
-    """Give workers for one layer each, as many as torch has threads, each with one thread of its own.
-
-    Where the work is another device's, one: it has no use for more, and torch loads its solvers from one thread only.
-
-    An eigenproblem of this size gains little from threads of its own, and on a busy machine it waits in thousands of
-    barriers; and with one thread its bits do not depend on how many workers there are.
-    """
-    import torch
-
-    threads = torch.get_num_threads()
-    workers = threads if torch.device(device).type == "cpu" else 1
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
-            yield pool
-        finally:
-            pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(threads)
 
 
 def _predicted(output: Any, tokens: torch.Tensor) -> torch.Tensor:

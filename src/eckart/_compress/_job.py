@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from eckart._compress._plan import SQUARES, LayerPlan, Plan, Timing
 from eckart._compress._sharing import stacks_in, stacks_of
 from eckart._compress._target import WORKLOADS, Target, check_target
+from eckart._compress._workers import check_workers
 from eckart.errors import BudgetError, UsageError
 from eckart.models import Model, open_model
 from eckart.models._model import Layer, Progress, silent
@@ -59,12 +60,14 @@ class Job:
     device: Any
     max_shard_bytes: int
     seed: int
+    workers: Any
     progress: Progress
 
 
 def prepare(
     model: Source | Model,
     target: Target | None,
+    *,
     method: str,
     loss: str,
     correct: bool | None,
@@ -77,21 +80,31 @@ def prepare(
     device: Any,
     max_shard_size: str | int,
     seed: int,
+    workers: Any,
     progress: Progress | None,
+    stream: bool = True,
 ) -> Job:
-    """Return the job that the arguments of `compress` describe; its errors are those of `compress`."""
-    from eckart._compress._methods import SEQUENTIAL, choose_method
+    """Return the job that the arguments of `compress` describe; its errors are those of `compress`.
+
+    stream: open the model with the weights of its blocks left in their files, where the method can do with one block.
+    """
+    from eckart._compress._methods import METHODS, SEQUENTIAL, choose_method
     from eckart.models._huggingface import HuggingFaceModel
 
+    check_workers(workers, device)
     progress = progress or silent
     progress("opening the model", 0, 1)
-    opened = open_model(model)
+    row = METHODS.get(method)
+    whole = (row is not None and (row.shares or row.reshape)) or (target is not None and target.cost == "ms")
+    opened = open_model(model, stream=stream and not whole)
     progress("opening the model", 1, 1)
     if not isinstance(opened, HuggingFaceModel):
         raise UsageError(
             f"{opened.name} is weights without an architecture and cannot be calibrated",
             fix="give the model's folder, with its config.json",
         )
+    if opened.whole:
+        progress(f"all its weights are in memory, for {opened.whole}", 1, 1)
     opened.check_dense()
     chosen = choose_method(method, loss, opened)
     if storage not in STORAGE:
@@ -118,7 +131,8 @@ def prepare(
         raise UsageError(f"weights cannot be saved as {dtype!r}", fix="float32, float16, bfloat16 or float64")
     shard = parse_size(max_shard_size)
     return Job(
-        opened, target, chosen, correction, formats, dtype, data, tokens, context, layers, device, shard, seed, progress
+        opened, target, chosen, correction, formats, dtype, data, tokens, context, layers, device, shard, seed, workers,
+        progress,
     )  # fmt: skip
 
 
@@ -193,8 +207,9 @@ def planned(
     fingerprint = {} if place is None and kept is None else _fingerprint(job, pieces, ranks)
     with journal_beside(place, kept, fingerprint, resume=resume) as journal:
         cuts = truncations(
-            model, ranks, pieces, job.method, stacks, journal, device=job.device, seed=job.seed, progress=job.progress
-        )
+            model, ranks, pieces, job.method, stacks, journal, device=job.device, seed=job.seed, workers=job.workers,
+            progress=job.progress,
+        )  # fmt: skip
         if job.method.ranks == "search" and given is None:
             assert pieces is not None
             cuts = measured(job, cuts, pieces, journal)
@@ -280,7 +295,8 @@ def _fingerprint(job: Job, pieces: torch.Tensor | None, ranks: Mapping[str, tupl
     model = hashlib.sha256()
     for name, tensor in job.model.tensors():
         model.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
-        model.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        values = job.model.shelf.value(tensor).detach().cpu().contiguous()
+        model.update(values.reshape(-1).view(torch.uint8).numpy().data)
     text = b"" if pieces is None else f"{tuple(pieces.shape)}".encode() + pieces.cpu().contiguous().numpy().tobytes()
     drawn = job.seed if job.method.unit == SQUARES else None
     configuration = json.dumps([job.method.name, job.method.unit, drawn, repr(job.correction), sorted(ranks.items())])

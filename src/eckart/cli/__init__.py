@@ -87,6 +87,10 @@ Calibration = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(help="Keep the truncated layers in this folder, for other sizes of this model.", show_default=False),
 ]
+Workers = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Processes that factorise layers, or the address of a Dask scheduler; default: threads."),
+]
 Seed = Annotated[int, typer.Option(help="Of whatever is drawn at random.")]
 
 
@@ -126,6 +130,7 @@ def compress(
     evaluate_tokens: EvaluateTokens = None,
     max_shard_size: Annotated[str, typer.Option(help="Largest weight file, as 5GB or 800MiB.")] = "5GB",
     device: Device = None,
+    workers: Workers = None,
     seed: Seed = 0,
     json: Json = False,
     quiet: Quiet = False,
@@ -164,6 +169,7 @@ def compress(
                 evaluate_tokens=evaluate_tokens or 4096,
                 max_shard_size=max_shard_size,
                 device=device,
+                workers=int(workers) if workers and workers.isdecimal() else workers,
                 command=command_line(),
                 progress=progress,
                 seed=seed,
@@ -194,6 +200,7 @@ def plan(
     tokens: Tokens = 8192,
     context: Context = 512,
     device: Device = None,
+    workers: Workers = None,
     seed: Seed = 0,
     json: Json = False,
     quiet: Quiet = False,
@@ -223,6 +230,7 @@ def plan(
                 tokens=tokens,
                 context=context,
                 device=device,
+                workers=int(workers) if workers and workers.isdecimal() else workers,
                 progress=progress,
                 seed=seed,
             )

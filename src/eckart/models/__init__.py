@@ -12,13 +12,15 @@ from eckart.models._model import Layer, Model, Weight
 __all__ = ["Layer", "Measurement", "Model", "Weight", "measure", "open_model"]
 
 
-def open_model(source: str | os.PathLike[str] | Model, *, device: Any = None) -> Model:
+def open_model(source: str | os.PathLike[str] | Model, *, device: Any = None, stream: bool = False) -> Model:
     """Open a trained model; nothing that it brings along is executed.
 
     source: a Hugging Face folder with safetensors, a .gguf file of a dense architecture that transformers reads, a hub
     id (from the local cache, else downloaded), or bare .safetensors files, which can be read but not run. device: where
-    it runs, the CPU where None. InputError, UnsafeInputError: see `resolve`; NumericalError: NaN or infinity in a
-    weight; MissingExtraError: transformers is not installed.
+    it runs, the CPU where None. stream: leave the weights of the repeated blocks in their files, to be read a block at
+    a time; `module` then holds meta tensors for them. Where that cannot be done they are in memory, and `whole` says
+    why. InputError, UnsafeInputError: see `resolve`; NumericalError: NaN or infinity in a weight; MissingExtraError:
+    transformers is not installed.
     """
     if not isinstance(source, (str, os.PathLike)):
         return source
@@ -33,11 +35,11 @@ def open_model(source: str | os.PathLike[str] | Model, *, device: Any = None) ->
     if found.kind == "gguf":
         from eckart.models._open_huggingface import open_gguf
 
-        return open_gguf(found, device or "cpu")
+        return open_gguf(found, device or "cpu", stream=stream)
     if found.kind == "folder" and found.config is not None and "model_type" in found.config:
         from eckart.models._open_huggingface import open_folder
 
-        return open_folder(found, device or "cpu")
+        return open_folder(found, device or "cpu", stream=stream)
     from eckart.models._bare import BareModel
 
     return BareModel(found)

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-from eckart._files import cannot_write
 from eckart.errors import InputError
+from eckart.models._shelf import Shelf, TensorFile
 
-__all__ = ["BlockRunner", "Loss", "block_names"]
+__all__ = ["BlockRunner", "Loss", "block_names", "home_of"]
 
 Loss = Callable[[Any, torch.Tensor], torch.Tensor]
 
@@ -40,43 +39,28 @@ class HiddenStates:
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
-        self._files: dict[int, tuple[IO[bytes], list[tuple[int, torch.Size, torch.dtype]]]] = {}
+        self._files: dict[int, TensorFile] = {}
 
     def put(self, i: int, states: Iterable[torch.Tensor]) -> None:
         """Keep what reaches boundary i, one batch after the other; OutputError: the disk is full."""
         self.drop(i)
-        file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed by drop, or with the process
-        places: list[tuple[int, torch.Size, torch.dtype]] = []
-        self._files[i] = file, places
-        try:
-            for state in states:
-                places.append((file.tell(), state.shape, state.dtype))
-                file.write(_bytes(state.detach().cpu().contiguous()))
-        except OSError as error:
-            raise cannot_write(self._folder or Path(tempfile.gettempdir()), error) from error
+        self._files[i] = TensorFile(self._folder)
+        for state in states:
+            self._files[i].append(state)
 
     def get(self, i: int, b: int) -> torch.Tensor:
         """Return what reaches boundary i for batch b, on the CPU."""
-        file, places = self._files[i]
-        offset, shape, dtype = places[b]
-        state = torch.empty(shape, dtype=dtype)
-        file.seek(offset)
-        file.readinto(_bytes(state))  # type: ignore[attr-defined]  # a file opened for reading has it
-        return state
+        return self._files[i][b]
 
     def drop(self, i: int) -> None:
         """Let go of what is no longer needed."""
         if i in self._files:
-            self._files.pop(i)[0].close()
+            self._files.pop(i).close()
 
     def close(self) -> None:
         """Let go of all of them."""
         for i in list(self._files):
             self.drop(i)
-
-
-def _bytes(tensor: torch.Tensor) -> memoryview:
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 class _FirstBlockReached(Exception):
@@ -87,7 +71,8 @@ class BlockRunner:
     """Runs blocks on some batches, whose hidden states at the block boundaries it keeps on disk, in `folder`.
 
     Boundary i is before block i, boundary len(blocks) after the last one. InputError where the blocks exchange more
-    than a hidden state, which is found out by running a few tokens both ways.
+    than a hidden state, which is found out by running a few tokens both ways. Weights that wait on the `shelf` are read
+    once for all batches, block by block.
     """
 
     def __init__(
@@ -97,10 +82,11 @@ class BlockRunner:
         batches: Sequence[torch.Tensor],
         device: Any,
         folder: Path | None = None,
+        shelf: Shelf | None = None,
     ) -> None:
         self.module, self.blocks, self.batches, self.device = module, blocks, batches, device
-        self.states = HiddenStates(folder)
-        self.home = next(module.parameters()).device
+        self.states, self.shelf = HiddenStates(folder), shelf or Shelf()
+        self.home = home_of(module)
         self._calls: list[list[inspect.BoundArguments]] = [[] for _ in blocks]
         parameters = inspect.signature(module.forward).parameters
         self._extra = {"use_cache": False} if "use_cache" in parameters else {}
@@ -221,7 +207,8 @@ class BlockRunner:
                 call = signature.bind(*args, **kwargs)
                 if record:
                     if not self._calls[0]:
-                        self._returns_tuple = isinstance(original(*args, **kwargs), tuple)
+                        with self.shelf.filled(self.blocks[0]):
+                            self._returns_tuple = isinstance(original(*args, **kwargs), tuple)
                     self._calls[i].append(call)
                 hidden = last if last is not None and i == len(self.blocks) - 1 else _hidden(call)
                 return (hidden,) if self._returns_tuple else hidden
@@ -238,16 +225,20 @@ class BlockRunner:
 
     @contextlib.contextmanager
     def _moved(self, block: nn.Module) -> Iterator[nn.Module]:
-        try:
-            yield block.to(self.device)
-        finally:
-            block.to(self.home)
+        with self.shelf.filled(block):
+            try:
+                yield block.to(self.device)
+            finally:
+                block.to(self.home)
 
 
 @torch.no_grad()
-def check_blocks_stand_alone(module: nn.Module, blocks: Sequence[nn.Module], tokens: torch.Tensor) -> None:
+def check_blocks_stand_alone(
+    module: nn.Module, blocks: Sequence[nn.Module], tokens: torch.Tensor, shelf: Shelf | None = None
+) -> None:
     """Raise InputError unless running block by block gives what the model gives, on the few `tokens`, (1, t)."""
-    with contextlib.closing(BlockRunner(module, blocks, [tokens], next(module.parameters()).device)) as runner:
+    runner = BlockRunner(module, blocks, [tokens], home_of(module), shelf=shelf)
+    with contextlib.closing(runner), runner.shelf.in_turn(blocks):
         runner.start()
         for i in range(len(blocks)):
             runner.forward(i)
@@ -260,6 +251,11 @@ def check_blocks_stand_alone(module: nn.Module, blocks: Sequence[nn.Module], tok
             fix="use method='plain', which needs no calibration",
             code="E-architecture",
         )
+
+
+def home_of(module: nn.Module) -> torch.device:
+    """Return the device of the model: that of whatever does not wait in a file."""
+    return next(p.device for p in module.parameters() if p.device.type != "meta")
 
 
 def _hidden(call: inspect.BoundArguments) -> torch.Tensor:

@@ -18,6 +18,7 @@ from torch import nn
 
 from eckart.models._factored_layers import FactoredLayer, PivotingFactorization, frozen
 from eckart.models._layers import layer_type
+from eckart.models._shelf import Shelf
 
 __all__ = ["Fold", "candidates", "fold_", "verified"]
 
@@ -54,8 +55,10 @@ def candidates(names: Sequence[str], patterns: Sequence[Sequence[str]]) -> list[
 
 
 @torch.no_grad()
-def verified(module: Any, blocks: Sequence[str], folds: Sequence[Fold]) -> list[Fold]:
+def verified(module: Any, blocks: Sequence[str], folds: Sequence[Fold], shelf: Shelf) -> list[Fold]:
     """Return those folds, each within one block, that leave the block's output as it is, tried on random tokens.
+
+    The model can be called: what waits on the shelf of a block is there while it runs.
 
     A fold whose leader changes nothing in this trial, such as an expert that no token reaches, is not among them.
     """
@@ -64,17 +67,36 @@ def verified(module: Any, blocks: Sequence[str], folds: Sequence[Fold]) -> list[
         return []
     draw = torch.Generator().manual_seed(0)
     calls = _calls(module, {block for block in home.values() if block is not None}, draw)
-    return [fold for fold, block in home.items() if block in calls and _holds(module, block, fold, calls[block], draw)]
+    found = []
+    for fold, block in home.items():
+        if block in calls:
+            with shelf.filled(module.get_submodule(block)):
+                if _holds(module, block, fold, calls[block], draw):
+                    found.append(fold)
+    return found
 
 
-def fold_(module: nn.Module, folds: Sequence[Fold]) -> None:
-    """Let the neighbours of every leader that is stored without its order follow that order."""
+def fold_(module: nn.Module, folds: Sequence[Fold], shelf: Shelf) -> None:
+    """Let the neighbours of every leader that is stored without its order follow that order.
+
+    Layers that waited on the shelf wait there again.
+    """
     for fold in folds:
         leader = module.get_submodule(fold.leader)
         if isinstance(leader, PivotingFactorization) and leader.folded and leader.order is not None:
+            waits = shelf.waits(leader)
+            leader = shelf.read(leader)
+            assert isinstance(leader, PivotingFactorization)
             places = leader.fold_()
+            changed: dict[str, nn.Module] = {fold.leader: leader}
             for name, axis in _followers(fold):
-                module.set_submodule(name, _reordered(module.get_submodule(name), axis, places))
+                old = module.get_submodule(name)
+                with shelf.filled(old):
+                    changed[name] = _reordered(old, axis, places)
+            for name, new in changed.items():
+                if waits:
+                    shelf.put(new)
+                module.set_submodule(name, new)
 
 
 def _followers(fold: Fold) -> Iterator[tuple[str, int]]:
@@ -84,7 +106,8 @@ def _followers(fold: Fold) -> Iterator[tuple[str, int]]:
 
 def _reordered(module: nn.Module, axis: int, places: torch.Tensor) -> nn.Module:
     """Return a layer, dense or factored, with its rows (axis 0) or columns (axis 1) in another order."""
-    twin = copy.deepcopy(module, {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())})
+    same = (*module.parameters(), *module.buffers(), *getattr(module, "owners", ()))
+    twin = copy.deepcopy(module, {id(one): one for one in same})
     if isinstance(twin, FactoredLayer):
         twin.reorder_(axis, places)
         return twin

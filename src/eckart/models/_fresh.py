@@ -56,13 +56,13 @@ def in_fresh_process(request: dict[str, Any], progress: Progress = silent) -> An
     )
 
 
-def probe(path: str, tokens: Sequence[int], generate: int) -> dict[str, Any]:
-    """Return what a saved model answers to `tokens`: the logits of the last position and the greedy continuation."""
+def probe(path: str, tokens: Sequence[int], generate: int, stream: bool) -> dict[str, Any]:
+    """Return what a saved model answers to `tokens`: its last outputs, and the greedy continuation."""
     import torch
 
     from eckart.models import open_model
 
-    model: Any = open_model(path)
+    model: Any = open_model(path, stream=stream)
     output = model.run(torch.tensor([list(tokens)]))[0]
     return {
         "output": output.double().flatten()[-PROBED:].tolist(),
@@ -78,9 +78,9 @@ def continuation(model: HuggingFaceModel, tokens: Sequence[int], count: int) -> 
         return []
     added: list[int] = []
     batch, past = torch.tensor([list(tokens)]), None
-    with torch.no_grad():
+    with torch.no_grad(), model.running():
         for _ in range(count):
-            out = model.module(batch.to(model.module.device), past_key_values=past, use_cache=True)
+            out = model.module(batch.to(model.device), past_key_values=past, use_cache=True)
             batch, past = out.logits[:, -1:].argmax(-1), out.past_key_values
             added.append(int(batch))
     return added
@@ -93,7 +93,10 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted with us, and ends us
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints must not be taken for an answer
-    request = json.loads(sys.stdin.read())
+    asked = sys.stdin.read()
+    if not asked:  # the parent ended before it asked
+        return
+    request = json.loads(asked)
 
     def send(message: dict[str, Any]) -> None:
         print(json.dumps(message), file=channel, flush=True)

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,18 @@ from torch import nn
 
 from eckart._kernels import first_nonfinite
 from eckart.errors import InputError, NumericalError, UsageError
-from eckart.models._blocks import BlockRunner, block_names, check_blocks_stand_alone
+from eckart.models._blocks import BlockRunner, block_names, check_blocks_stand_alone, home_of
 from eckart.models._factored_layers import FactoredLayer
 from eckart.models._folding import Fold, candidates, fold_, verified
 from eckart.models._layers import Embedding, Factors, LayerType, layer_type, placeholder
 from eckart.models._model import Layer, Weight
 from eckart.models._option import Option
 from eckart.models._shared import share_downs_
+from eckart.models._shelf import Shelf, rounded
 from eckart.models._table import tie_head_, tied_head
 from eckart.models._taps import Gradients, TableTaps, Taps, table_tapped, tapped
 
-__all__ = ["HuggingFaceModel"]
+__all__ = ["HuggingFaceModel", "OpenedWhenUsed"]
 
 LARGEST_OUTPUT = 16384  # rows; a layer with more would need an output Gram of over 2 GB in float64
 
@@ -37,7 +39,8 @@ class HuggingFaceModel:
     stored_dtype: of the weights in the file, "float16" for a quantised file, whose own format cannot hold factors.
     input_bytes: size of the weight files it was read from. replaced: the layers that are factored, and how. plan,
     recovery, measurement, source_bytes: what `compress` did and found, and the size of its input, where it made this
-    model.
+    model. shelf: the weights of its blocks that wait in files, for which `module` has meta tensors; whole: why there
+    are none though that was asked for, or "".
     """
 
     def __init__(
@@ -52,11 +55,13 @@ class HuggingFaceModel:
         quantised: bool = False,
         licence: str = "",
         replaced: Mapping[str, Option] | None = None,
+        shelf: Shelf | None = None,
+        whole: str = "",
     ) -> None:
         self.module, self.tokenizer, self.name, self.path = module.eval().requires_grad_(False), tokenizer, name, path
         self.stored_dtype, self.input_bytes, self.quantised = stored_dtype, input_bytes, quantised
         self.licence = licence
-        self.replaced = dict(replaced or {})
+        self.replaced, self.shelf, self.whole = dict(replaced or {}), shelf or Shelf(), whole
         self.plan: Any = None
         self.recovery: Any = None
         self.source_bytes = input_bytes
@@ -80,12 +85,19 @@ class HuggingFaceModel:
         return orders + sum(int(parameter.numel()) for parameter in self.module.parameters())
 
     @property
+    def device(self) -> torch.device:
+        return home_of(self.module)
+
+    @property
     def context(self) -> int:
         """The longest input that the model takes, in tokens."""
         return int(getattr(self.module.config, "max_position_embeddings", 512))
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Iterate over what a checkpoint of this model stores: parameters and persistent buffers, tied ones once."""
+        """Iterate over what a checkpoint of this model stores: parameters and persistent buffers, tied ones once.
+
+        Those that wait are meta tensors; shelf.value reads them.
+        """
         tied = getattr(self.module, "all_tied_weights_keys", {})
         seen: dict[int, str] = {}
         for name, tensor in self.module.state_dict(keep_vars=True).items():
@@ -94,7 +106,10 @@ class HuggingFaceModel:
 
     def weights(self) -> Iterator[Weight]:
         for name, tensor in self.tensors():
-            yield Weight(name, tuple(tensor.shape), _dtype_name(tensor), tensor.detach().cpu().numpy)
+            yield Weight(name, tuple(tensor.shape), _dtype_name(tensor), partial(self._array, tensor))
+
+    def _array(self, tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+        return self.shelf.value(tensor).detach().cpu().numpy()
 
     def layers(self) -> dict[str, Layer]:
         """Return every Linear, Conv1D and Embedding; those inside a factored layer are part of it and not listed."""
@@ -123,7 +138,10 @@ class HuggingFaceModel:
         if self.module.config.is_encoder_decoder:
             return []
         names = [name for name, layer in self.layers().items() if not layer.kept and not layer.table]
-        return verified(self.module, self.blocks(), candidates(names, _table_of_names()["hidden_units"]))
+        with self.running():
+            return verified(
+                self.module, self.blocks(), candidates(names, _table_of_names()["hidden_units"]), self.shelf
+            )
 
     def blocks(self) -> list[str]:
         """Return the names of the repeated blocks, in the order in which they run."""
@@ -133,9 +151,13 @@ class HuggingFaceModel:
 
     def run(self, batch: torch.Tensor) -> torch.Tensor:
         """Return the first output for token ids (b, t): logits, or hidden states for a model without a head."""
-        with torch.no_grad():
-            output: torch.Tensor = self.module(batch.to(self.module.device))[0]
+        with torch.no_grad(), self.running():
+            output: torch.Tensor = self.module(batch.to(self.device))[0]
         return output
+
+    def running(self) -> contextlib.AbstractContextManager[None]:
+        """Let `module` be called inside the block; weights that wait are read for as long as their block runs."""
+        return self.shelf.in_turn(self._blocks())
 
     def runner(self, batches: Sequence[torch.Tensor], device: Any = None, folder: Path | None = None) -> BlockRunner:
         """Return what runs these batches of token ids one block at a time; InputError where that cannot be done.
@@ -146,9 +168,12 @@ class HuggingFaceModel:
             raise InputError(
                 f"{self.model_type} is an encoder-decoder, which cannot be calibrated", fix="method='plain'"
             )
-        blocks = [self.module.get_submodule(name) for name in self.blocks()]
-        check_blocks_stand_alone(self.module, blocks, batches[0][:1, :32].to(self.module.device))
-        return BlockRunner(self.module, blocks, batches, device or self.module.device, folder)
+        blocks = self._blocks()
+        check_blocks_stand_alone(self.module, blocks, batches[0][:1, :32].to(self.device), self.shelf)
+        return BlockRunner(self.module, blocks, batches, device or self.device, folder, self.shelf)
+
+    def _blocks(self) -> list[nn.Module]:
+        return [self.module.get_submodule(name) for name in self.blocks()]
 
     def tap(self, names: Sequence[str], *, gradients: Gradients) -> contextlib.AbstractContextManager[Taps]:
         """Collect sums over inputs and gradients of these layers from whatever runs inside the block."""
@@ -165,7 +190,7 @@ class HuggingFaceModel:
     def weight(self, name: str) -> torch.Tensor:
         """Return W, (m, n), of a layer."""
         module, kind = self._layer(name)
-        return kind.matrix(module).detach()
+        return kind.matrix(self.shelf.read(module)).detach()
 
     def options(self, name: str, dtype: str, ranks: Mapping[str, Sequence[Any]]) -> list[Option]:
         """Return what a layer can be stored as: dense first, then each format at each of its `ranks`."""
@@ -182,11 +207,15 @@ class HuggingFaceModel:
         assert kind is not None, name
         return module, kind
 
-    def copy(self) -> HuggingFaceModel:
-        """Return a model whose layers can be replaced without touching this one; the weights themselves are shared."""
+    def copy(self, folder: Path | None = None) -> HuggingFaceModel:
+        """Return a model whose layers can be replaced without touching this one; the weights themselves are shared.
+
+        folder: where the new layers wait, in a file that vanishes with the process, if the old ones do.
+        """
         shared = {id(tensor): tensor for tensor in (*self.module.parameters(), *self.module.buffers())}
         twin = copy.copy(self)
         twin.module, twin.replaced = copy.deepcopy(self.module, shared), dict(self.replaced)
+        twin.shelf = self.shelf.copy(folder)
         return twin
 
     def replace_(self, name: str, option: Option, factors: Factors) -> HuggingFaceModel:
@@ -196,7 +225,10 @@ class HuggingFaceModel:
         """
         module, kind = self._layer(name)
         head = tied_head(self.module) if isinstance(kind, Embedding) else ""
-        self.module.set_submodule(name, kind.factored(module, option, factors))
+        new = kind.factored(self.shelf.read(module), option, factors)
+        if self.shelf.waits(module):
+            self.shelf.put(new)
+        self.module.set_submodule(name, new)
         if option.down_of:
             share_downs_(self.module, {name: option.down_of})
         if head:
@@ -207,35 +239,35 @@ class HuggingFaceModel:
     def fold_(self) -> HuggingFaceModel:
         """Let the neighbours of layers that are stored without their order of rows follow that order."""
         names = [name for name, _ in self.module.named_modules()]
-        fold_(self.module, candidates(names, _table_of_names()["hidden_units"]))
+        fold_(self.module, candidates(names, _table_of_names()["hidden_units"]), self.shelf)
         return self
 
     def round_(self, dtype: str) -> HuggingFaceModel:
         """Round every weight to what `dtype` can hold, as saving does; they stay float32 tensors.
 
-        NumericalError where a weight is too large for dtype, which float16 ends at 65504.
+        NumericalError where a weight is too large for dtype; of one that waits, when it is read.
         """
-        rounded: dict[int, nn.Parameter] = {}
+        self.shelf.dtype = dtype
+        done: dict[int, nn.Parameter] = {}
         for module in self.module.modules():
             for leaf, parameter in list(module._parameters.items()):
-                if parameter is not None:
-                    if id(parameter) not in rounded:
-                        value = parameter.to(getattr(torch, dtype))
-                        if not torch.isfinite(value).all():
-                            raise NumericalError(
-                                f"a weight of {type(module).__name__} reaches {parameter.abs().max():.4g}, "
-                                f"more than {dtype} can hold",
-                                fix="--dtype bfloat16, or float32",
-                            )
-                        rounded[id(parameter)] = nn.Parameter(value.to(parameter.dtype), requires_grad=False)
-                    module._parameters[leaf] = rounded[id(parameter)]
+                if parameter is not None and parameter.device.type != "meta":
+                    if id(parameter) not in done:
+                        done[id(parameter)] = nn.Parameter(rounded(parameter, dtype), requires_grad=False)
+                    module._parameters[leaf] = done[id(parameter)]
         return self
 
     def assign_(self, name: str, factors: Factors) -> HuggingFaceModel:
         """Give a dense layer the matrix that the factors make as its weight; it stays dense."""
         module, kind = self._layer(name)
         head = tied_head(self.module) if isinstance(kind, Embedding) else ""
-        kind.assign_(module, factors.matrix())
+        if self.shelf.waits(module):
+            module = self.shelf.read(module)
+            self.module.set_submodule(name, module)
+            kind.assign_(module, factors.matrix())
+            self.shelf.put(module)
+        else:
+            kind.assign_(module, factors.matrix())
         if head:
             self.module.get_submodule(head).weight = kind.matrix(module)
         return self
@@ -245,10 +277,10 @@ class HuggingFaceModel:
     def check_finite(self) -> None:
         """Raise NumericalError naming the first tensor, and the place in it, that holds NaN or infinity."""
         for name, tensor in self.tensors():
-            if tensor.is_floating_point() and (place := first_nonfinite(tensor.detach().cpu().numpy())) is not None:
+            if tensor.is_floating_point() and (place := first_nonfinite(values := self._array(tensor))) is not None:
                 index = [int(i) for i in np.unravel_index(place, tuple(tensor.shape))]
                 raise NumericalError(
-                    f"{float(tensor.flatten()[place])} in {name}, first at {index}",
+                    f"{float(values.flat[place])} in {name}, first at {index}",
                     why="the singular values of a matrix that is not finite do not exist",
                     fix="repair or download the model again",
                     file=self.path,
@@ -262,6 +294,21 @@ class HuggingFaceModel:
                 f"{self.name} has {len(self.replaced)} factored layers already",
                 fix="compress the dense model that it came from, to the size you want",
             )
+
+
+class OpenedWhenUsed(HuggingFaceModel):
+    """A saved model that takes no memory before its module is asked for; the rest was known when it was saved."""
+
+    def __init__(self, saved: HuggingFaceModel) -> None:
+        vars(self).update({name: value for name, value in vars(saved).items() if name != "module"}, shelf=Shelf())
+
+    @cached_property
+    def module(self) -> Any:
+        from eckart.models import open_model
+
+        opened = open_model(self.path)
+        assert isinstance(opened, HuggingFaceModel)
+        return opened.module
 
 
 def _describe(name: str, module: nn.Module, tied_to: str, table: bool, group: tuple[str, ...]) -> Layer:

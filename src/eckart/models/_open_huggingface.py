@@ -7,78 +7,122 @@ import copy
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from eckart._files import new_folder
 from eckart.errors import InputError, MissingExtraError, OutputError
+from eckart.models._blocks import block_names
 from eckart.models._huggingface import HuggingFaceModel
 from eckart.models._option import Option, read_option
+from eckart.models._safetensors import Checkpoint, TensorInfo, array_dtype, open_checkpoint
+from eckart.models._shelf import PutOff, Shelf, shelve
 from eckart.models._source import Source
 
 __all__ = ["open_folder", "open_gguf"]
 
 
-def open_folder(source: Source, device: Any) -> HuggingFaceModel:
+def open_folder(source: Source, device: Any, *, stream: bool = False) -> HuggingFaceModel:
     """Return the model of a folder with config.json and safetensors; code in the folder is never run."""
     from eckart.models import _factored_classes
 
     _factored_classes.register()
-    module, tokenizer = _load(source.path, {}, device)
+    assert isinstance(source.weights, Checkpoint)
+    loaded = _load_folder(source.path, source.weights, device, stream)
     model = HuggingFaceModel(
-        module,
-        tokenizer,
+        loaded.module,
+        loaded.tokenizer,
         name=_title(source),
         path=str(source.path),
         stored_dtype=source.floating_dtype,
         input_bytes=source.file_bytes,
         licence=source.licence,
+        shelf=loaded.shelf,
+        whole=loaded.whole,
     )
     model.replaced = _replaced(model)
     model.check_finite()
     return model
 
 
-def open_gguf(source: Source, device: Any) -> HuggingFaceModel:
+def open_gguf(source: Source, device: Any, *, stream: bool = False) -> HuggingFaceModel:
     """Return the model of a GGUF file, its weights dequantised to float32.
 
     Where ECKART_CACHE names a folder, the converted model is kept there and the next call reads it in seconds.
     """
     cached = _cached_conversion(source.path)
     if cached is not None and cached.exists():
-        module, tokenizer = _load(cached, {}, device)
+        loaded = _load_folder(cached, open_checkpoint(cached), device, stream)
     else:
         module, tokenizer = _converted(source.path)
         if cached is not None:
             with contextlib.suppress(OutputError), new_folder(cached) as folder:  # a copy for next time, not a result
                 module.save_pretrained(folder)
                 tokenizer.save_pretrained(folder)
-        module = module.to(device)
+        why = "it was converted from GGUF just now" if cached else "without ECKART_CACHE a GGUF file is converted anew"
+        loaded = _Loaded(module.to(device), tokenizer, whole=why if stream else "")
     model = HuggingFaceModel(
-        module,
-        tokenizer,
+        loaded.module,
+        loaded.tokenizer,
         name=_title(source),
         path=str(source.path),
         stored_dtype="float16",
         input_bytes=source.file_bytes,
         quantised=True,
         licence=source.licence,
+        shelf=loaded.shelf,
+        whole=loaded.whole,
     )
     model.check_finite()
     return model
 
 
-def _load(folder: Path, more: dict[str, Any], device: Any) -> tuple[Any, Any]:
-    """Return (module, tokenizer), every weight read from the file; InputError where transformers would invent some."""
-    with _quiet_transformers() as transformers:
-        import torch
+@dataclass(frozen=True)
+class _Loaded:
+    """A model as transformers made it. whole: why no weights wait on the shelf though that was asked for, or ""."""
 
+    module: Any
+    tokenizer: Any
+    shelf: Shelf | None = None
+    whole: str = ""
+
+
+def _load_folder(folder: Path, weights: Checkpoint, device: Any, stream: bool) -> _Loaded:
+    """Return the model of a folder; with `stream`, the weights of its blocks wait in the files if they can."""
+    if not stream:
+        return _Loaded(*_load(folder, {}, device))
+    infos = list(weights.tensors.values())
+    put_off = {info.name: PutOff(info, number if _may_wait(info) else 0) for number, info in enumerate(infos, start=1)}
+    with contextlib.suppress(InputError):  # which opening it whole raises again, if it does not go away
+        module, tokenizer = _load(folder, {}, device, put_off)
+        if shelf := shelve(infos, block_names(module), module, device):
+            return _Loaded(module, tokenizer, shelf)
+    return _Loaded(*_load(folder, {}, device), whole="its files hold blocks in another form than memory does")
+
+
+def _may_wait(info: TensorInfo) -> bool:
+    """Whether a tensor may be one of a block's, which have a number in their name; others are read at once."""
+    return any(part.isdigit() for part in info.name.split(".")) and hasattr(torch, array_dtype(info.dtype) or "-")
+
+
+def _load(
+    folder: Path, more: dict[str, Any], device: Any, tensors: Mapping[str, PutOff] | None = None
+) -> tuple[Any, Any]:
+    """Return (module, tokenizer), every weight read from the file; InputError where transformers would invent some.
+
+    tensors: what stands for the tensors of the files, which are then not opened.
+    """
+    with _quiet_transformers() as transformers:
         try:
             auto, config = _class_for(transformers, folder, more)
             module, report = auto.from_pretrained(
-                folder,
+                folder if tensors is None else None,
                 config=config,
+                state_dict=tensors,
                 dtype=torch.float32,
                 output_loading_info=True,
                 local_files_only=True,
@@ -103,7 +147,10 @@ def _load(folder: Path, more: dict[str, Any], device: Any) -> tuple[Any, Any]:
                 file=str(folder),
                 tensor=(missing + wrong)[0],
             )
-        return module.to(device), _tokenizer(transformers, folder, more)
+        if tensors is not None and (folder / "generation_config.json").exists():
+            module.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
+        module._apply(lambda tensor: tensor if tensor.device.type == "meta" else tensor.to(device))
+        return module, _tokenizer(transformers, folder, more)
 
 
 def _class_for(transformers: Any, folder: Path, more: dict[str, Any]) -> tuple[Any, Any]:

@@ -37,7 +37,7 @@ def save(model: HuggingFaceModel, folder: Path, *, dtype: str, max_shard_bytes: 
     _write_config(model, folder, dtype)
     _copy_companions(model, folder)
     tensors = [
-        PendingTensor(name, stored_dtype(_stored(tensor, dtype)), tuple(tensor.shape), _bytes_of(tensor, dtype))
+        PendingTensor(name, stored_dtype(_stored(tensor, dtype)), tuple(tensor.shape), _bytes_of(model, tensor, dtype))
         for name, tensor in model.tensors()
     ]
     stem = STEM if model.replaced else _DENSE_STEM
@@ -101,11 +101,11 @@ def _copy_companions(model: HuggingFaceModel, folder: Path) -> None:
         shutil.copyfile(path, folder / path.name)
 
 
-def _bytes_of(tensor: torch.Tensor, dtype: str) -> Any:
+def _bytes_of(model: HuggingFaceModel, tensor: torch.Tensor, dtype: str) -> Any:
     """Return what gives the tensor's bytes in the stored dtype when its turn to be written comes."""
 
     def data() -> memoryview:
-        value = tensor.detach().to(getattr(torch, _stored(tensor, dtype))).cpu().contiguous()
+        value = model.shelf.value(tensor).detach().to(getattr(torch, _stored(tensor, dtype))).cpu().contiguous()
         return value.reshape(-1).view(torch.uint8).numpy().data
 
     return data

@@ -26,16 +26,16 @@ class SharedPair(FactoredLayer):
     def __init__(self, rows: int, columns: int, k: int, bias: bool, **where: Any) -> None:
         super().__init__(rows, columns)
         self.up = nn.Linear(k, rows, bias=bias, **where)
-        self._owner: tuple[FactorPair, ...] = ()  # in a tuple, so that its tensors are not this module's as well
+        self.owners: tuple[FactorPair, ...] = ()  # one, in a tuple so that its tensors are not this one's as well
 
     def share_(self, owner: FactorPair) -> None:
         """Multiply by the `down` of `owner` from now on."""
-        self._owner = (owner,)
+        self.owners = (owner,)
 
     @property
     def down(self) -> torch.Tensor:
         """The other layer's factor, (k, n)."""
-        return self._owner[0].down.weight
+        return self.owners[0].down.weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # Where one block at a time is on the device, the owner's may be elsewhere.
