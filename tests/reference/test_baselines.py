@@ -12,14 +12,17 @@ import torch
 from torch import nn
 
 import eckart
+from eckart._compress._journal import StoredTruncation
 from eckart._compress._methods import METHODS
 from eckart._compress._ranks import _shares_by_type
-from eckart._factorise import Truncation, truncation
+from eckart._factorise import truncation
+from eckart._rounding import Rounding
 from eckart.models import _option
 from eckart.models._taps import clipped, tapped
 
 M, N, K, PIECES, TOKENS = 24, 16, 6, 5, 40
 Array = np.ndarray[Any, Any]
+UNROUNDED = Rounding({}, np.zeros((2, 9)), np.zeros((2, 9)))
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +93,7 @@ FORMULAS = {
 
 
 def test_every_method_but_our_own_is_held_to_a_formula() -> None:
-    assert {*FORMULAS, "two-sided", "input"} == METHODS.keys()
+    assert {*FORMULAS, "two-sided", "input", "int8"} == METHODS.keys()
 
 
 @pytest.mark.parametrize("name", FORMULAS)
@@ -126,7 +129,7 @@ def test_fractions_by_type_follow_the_rule_of_svd_llm_v2() -> None:
         ranks = [_option.pair(8, 8, False, "float32", k) for k in (1, 2, 3)]
         offers[name] = [_option.dense(8, 8, False, "float32"), *ranks]
         s = np.array([9.0, 8.0, loss, 0, 0, 0, 0, 0])  # at half the numbers the rank is 2, and `loss` is the norm lost
-        cuts[name] = Truncation(s, torch.empty(8, 8), torch.empty(8, 8))
+        cuts[name] = StoredTruncation(s, UNROUNDED, Path())
     shares = _shares_by_type(offers, cuts, budget=4 * 32, cost="params")
     scores = {name: 1 / np.log(loss) for name, loss in losses.items()}
     for name in losses:
@@ -134,7 +137,7 @@ def test_fractions_by_type_follow_the_rule_of_svd_llm_v2() -> None:
         assert np.isclose(shares[name], 2 * scores[name] / sum(same))
     assert shares["0.q"] > 1 > shares["1.q"]
     assert shares["0.o"] == shares["1.o"] == 1
-    cuts["0.q"] = Truncation(np.zeros(8), torch.empty(8, 8), torch.empty(8, 8))
+    cuts["0.q"] = StoredTruncation(np.zeros(8), UNROUNDED, Path())
     assert _shares_by_type(offers, cuts, budget=4 * 32, cost="params")["1.q"] == 1  # 1 / log 0 is no score
 
 

@@ -36,7 +36,7 @@ def plan(
     method: str = "auto",
     storage: Literal["auto", "pair", "pifa"] = "auto",
     layers: str | Sequence[str] = "*",
-    dtype: str | None = None,
+    dtype: str | Sequence[str] | None = None,
     tokens: int = CALIBRATION_TOKENS,
     context: int = CONTEXT,
     max_shard_size: str | int = "5GB",
@@ -48,7 +48,7 @@ def plan(
 
     Arguments and errors are those of `compress`.
     """
-    target = as_target(keep, size, max_loss_increase, cost)
+    target = as_target(keep, size, max_loss_increase, cost, method)
     job = prepare(
         model, target, method, storage, dtype, data, tokens, context, layers, device, max_shard_size, seed, progress
     )
@@ -70,7 +70,7 @@ def compress(
     method: str = "auto",
     storage: Literal["auto", "pair", "pifa"] = "auto",
     layers: str | Sequence[str] = "*",
-    dtype: str | None = None,
+    dtype: str | Sequence[str] | None = None,
     format: Literal["factored", "dense"] = "factored",
     recover: float | str | None = None,
     out: Source | None = None,
@@ -92,19 +92,22 @@ def compress(
     token, at the least cost; plan, a Plan, or the file of one, whose options are used as they stand. data: UTF-8 texts
     to calibrate on, of which `tokens` tokens are drawn by `seed` in pieces of `context`; only "plain" needs none.
     method: "two-sided" (inputs and output gradients, ranks by predicted loss), "input" (inputs alone), "plain"
-    (truncated SVD, the same fraction everywhere), "auto", or by its authors' formula "fwsvd", "asvd", "svd-llm",
-    "svd-llm-v2" or "kfac". storage: of a layer of rank k, "pair" (two factors, k(m + n) numbers), "pifa" (k of its rows
-    and the others' coefficients, k(m + n - k) numbers and an order: more rank for the same size, less speed at the same
-    rank), or "auto", what serves each layer best, but pairs for "plain" and the baselines. layers: name patterns, "!"
-    excludes. dtype: of the saved weights, by default that of the source, float16 for a quantised one. format:
-    "factored", or "dense" for an ordinary checkpoint that any loader reads and that saves nothing. out: a new folder,
-    written whole or not at all; its reloaded outputs and its size are checked against the model and the plan before it
-    gets its name. resume: go on where a run towards `out` with the same arguments was interrupted, with the same result
-    bit for bit; where there was none, begin. recover: minutes, or "N steps", for which the factors, norms and biases
-    are then trained on the texts in data to answer as the dense model does; a result that is no better on pieces which
-    were held out is given up. evaluate: texts for a measurement of the saved files beside the dense model, and beside
-    the models `beside` names, in a fresh process; needs `out`. command: what the measurement remembers as the way to
-    it.
+    (truncated SVD, the same fraction everywhere), "auto", by its authors' formula "fwsvd", "asvd", "svd-llm",
+    "svd-llm-v2" or "kfac", or "int8": nothing is truncated, every layer and the embedding are rounded, and neither a
+    target nor data is needed. storage: of a layer of rank k, "pair" (two factors, k(m + n) numbers), "pifa" (k of its
+    rows and the others' coefficients, k(m + n - k) numbers and an order: more rank for the same size, less speed at the
+    same rank), or "auto", what serves each layer best, but pairs for "plain" and the baselines. layers: name patterns,
+    "!" excludes. dtype: of the saved weights, by default that of the source, float16 for a quantised one; or several
+    names, also in one word with commas, of which every layer takes the best and all else the first. One that is not the
+    first may be "int8": every matrix stored has then a scale for each row. It is among them by default where bytes are
+    counted and ranks follow predicted loss. format: "factored", or "dense" for an ordinary checkpoint that any loader
+    reads and that saves nothing. out: a new folder, written whole or not at all; its reloaded outputs and its size are
+    checked against the model and the plan before it gets its name. resume: go on where a run towards `out` with the
+    same arguments was interrupted, with the same result bit for bit; where there was none, begin. recover: minutes, or
+    "N steps", for which the factors, norms and biases are then trained on the texts in data to answer as the dense
+    model does; a result that is no better on pieces which were held out is given up. evaluate: texts for a measurement
+    of the saved files beside the dense model, and beside the models `beside` names, in a fresh process; needs `out`.
+    command: what the measurement remembers as the way to it.
 
     The result has `.plan`, if trained `.recovery`, and if evaluated `.measurement` (schema "eckart.compare/1").
     UsageError, InputError, BudgetError, OutputError, NumericalError: as their names say; nothing is left behind then.
@@ -112,7 +115,7 @@ def compress(
     from eckart._compress._finish import Evaluation, finish
     from eckart._compress._recover import recover_
 
-    target = None if plan is not None else as_target(keep, size, max_loss_increase, cost)
+    target = None if plan is not None else as_target(keep, size, max_loss_increase, cost, method)
     if plan is not None and (keep, size, max_loss_increase, cost) != (None, None, None, "params"):
         raise UsageError(
             "plan= says what every layer becomes, so keep=, size=, max_loss_increase= and cost= cannot be given with it"
@@ -147,8 +150,8 @@ def compress(
     with planned(job, given, out=None if out is None else Path(out), resume=resume) as (made, cuts, journal):
         small = job.model.copy()
         for name, option in sorted(made.options.items(), key=lambda item: bool(item[1].down_of)):  # owners first
-            factors = cuts[name].factors(option.ranks)
-            small = small.assign_(name, factors) if format == "dense" else small.replace_(name, option, factors)
+            factors = cuts[name].factors(option.ranks) if option.ranks else job.model.weight(name)
+            small = (small.assign_ if format == "dense" else small.replace_)(name, option, factors)
         if effort is not None:
             small.recovery = recover_(
                 small, job.model, all_pieces(job), effort, journal, device=job.device, progress=job.progress, seed=seed

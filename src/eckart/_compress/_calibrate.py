@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from eckart._compress._journal import Journal
 from eckart._compress._tables import groups_of, metric_of, row_weights
 from eckart._factorise import Cut, Gram, truncation
+from eckart._rounding import rounding
 
 if TYPE_CHECKING:
     import torch
@@ -50,17 +51,19 @@ def truncations(
         inputs, outputs = method.metric(taps, name) if taps else (None, None)
         weight = model.weight(name).to(device)
         (k,) = kept_ranks(name)
-        journal.put(name, truncation(weight, inputs=inputs, outputs=outputs, keep_rank=k).stored())
+        found = truncation(weight, inputs=inputs, outputs=outputs, keep_rank=k)
+        journal.put(name, found.stored(), rounding(weight, found, inputs=inputs, outputs=outputs))
 
     def cut_table(name: str, gradients: Gram) -> None:
         seen, weight = journal.seen(name), model.weight(name).to(device)
         shares, metric = row_weights(seen).to(weight.device), metric_of(seen, gradients).to(weight.device)
         rows = groups_of(shares)
-        cuts = (
-            truncation(weight[some], inputs=metric, outputs=shares[some], keep_rank=min(k, len(some))).stored()
-            for some, k in zip(rows, kept_ranks(name), strict=True)
-        )
-        journal.put_table(name, rows, list(cuts))
+        cuts = []
+        for some, k in zip(rows, kept_ranks(name), strict=True):
+            part, grams = weight[some], {"inputs": metric, "outputs": shares[some]}
+            found = truncation(part, keep_rank=min(k, len(some)), **grams)
+            cuts.append((found.stored(), rounding(part, found, pivoting=False, **grams)))
+        journal.put_table(name, rows, cuts)
 
     with _one_thread_each(device or model.module.device) as pool:
 

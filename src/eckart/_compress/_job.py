@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from eckart._compress._target import Target, check_target
 from eckart.errors import UsageError
 from eckart.models import Model, open_model
 from eckart.models._model import Layer, Progress, silent
-from eckart.models._option import DTYPE_BYTES, Option, read_option
+from eckart.models._option import DTYPE_BYTES, DTYPES, Option, group_sizes
 from eckart.models._safetensors import parse_size
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Job:
     target: Target | None
     method: Method
     formats: Sequence[str]
-    dtype: str
+    dtypes: Sequence[str]
     data: Texts | None
     tokens: int
     context: int
@@ -56,13 +56,18 @@ class Job:
     seed: int
     progress: Progress
 
+    @property
+    def dtype(self) -> str:
+        """The type of all that no option says otherwise of."""
+        return self.dtypes[0]
+
 
 def prepare(
     model: Source | Model,
     target: Target | None,
     method: str,
     storage: str,
-    dtype: str | None,
+    dtype: str | Sequence[str] | None,
     data: Texts | None,
     tokens: int,
     context: int,
@@ -97,11 +102,32 @@ def prepare(
             f"method {chosen.name!r} needs a calibration text",
             fix="--data FILE with text like that which the model is for, or --method plain",
         )
-    dtype = dtype or opened.stored_dtype
-    if dtype not in DTYPE_BYTES or dtype.startswith("float8"):
-        raise UsageError(f"weights cannot be saved as {dtype!r}", fix="float32, float16, bfloat16 or float64")
+    if chosen.ranks == "none" and storage != "auto":
+        raise UsageError(f"method {chosen.name!r} factors nothing, so storage= has no meaning")
+    dtypes = _dtypes(dtype, opened.stored_dtype, chosen, target)
     shard = parse_size(max_shard_size)
-    return Job(opened, target, chosen, formats, dtype, data, tokens, context, layers, device, shard, seed, progress)
+    return Job(opened, target, chosen, formats, dtypes, data, tokens, context, layers, device, shard, seed, progress)
+
+
+def _dtypes(given: str | Sequence[str] | None, source: str, method: Method, target: Target | None) -> tuple[str, ...]:
+    """Return the types among which layers are given theirs, first that of all else; UsageError: these cannot be."""
+    chosen = target is not None and target.cost != "params" and method.ranks == "knapsack"
+    found: tuple[str, ...]
+    if given is None:
+        found = (source, "int8") if chosen else (source,)
+    else:
+        found = tuple(name.strip() for name in (given.split(",") if isinstance(given, str) else given))
+    known = ", ".join(DTYPE_BYTES)
+    if wrong := [name for name in found if name not in DTYPES]:
+        raise UsageError(f"weights cannot be saved as {wrong[0]!r}", fix=f"{known}, or after one of these int8")
+    if not found or found[0] not in DTYPE_BYTES:
+        raise UsageError("norms and what else stays cannot be int8", fix=f"name another type first: one of {known}")
+    if len(found) > 1 and not chosen and method.ranks != "none":
+        raise UsageError(
+            "several types are chosen among by predicted loss where bytes are counted, which is not so here",
+            fix="one type; or size= or cost='bytes', with method 'two-sided' or 'input'",
+        )
+    return found
 
 
 @contextlib.contextmanager
@@ -114,27 +140,15 @@ def planned(
     """
     from eckart._compress._calibrate import truncations
     from eckart._compress._journal import journal_beside
-    from eckart._compress._ranks import most_useful_ranks, ranks_on_offer, selected
+    from eckart._compress._ranks import selected
 
-    model, layers = job.model, job.model.layers()
-    reasons = selected(layers, job.layers, tables=job.method.tables)
-    if given is None:
-        names = [name for name, reason in reasons.items() if not reason]
-        on_offer = {name: ranks_on_offer(layers[name], job.method, job.formats) for name in names}
-        offers = {name: model.options(name, job.dtype, some) for name, some in on_offer.items()}
-        ranks = {name: most_useful_ranks(layers[name], job.formats) for name in names}
-        choose = _choice(job, offers)  # what is impossible is said before the long work
+    model = job.model
+    reasons = selected(model.layers(), job.layers, tables=job.method.tables)
+    names = [name for name, reason in reasons.items() if not reason]
+    if given is not None:
+        ranks, choose = _as_given(job, given)
     else:
-        wanted = _fitting(given, model, tables=job.method.tables)
-        ranks = {name: option.ranks for name, option in wanted.items()}
-
-        def choose(cuts: Mapping[str, Cut]) -> dict[str, Option]:
-            return {
-                name: read_option({**o.to_json(), "dtype": job.dtype}, layer.rows, layer.columns, layer.bias)
-                for name, o in wanted.items()
-                for layer in [layers[name]]
-            }
-
+        ranks, choose = (_rounded if job.method.ranks == "none" else _chosen)(job, names)
     pieces = _pieces(job)
     fingerprint = {} if out is None else _fingerprint(job, pieces, ranks)
     with journal_beside(out, fingerprint, resume=resume) as journal:
@@ -144,13 +158,49 @@ def planned(
         yield _plan(job, given, reasons, choose(cuts), cuts), cuts, journal
 
 
+Ranks = Mapping[str, tuple[int, ...]]  # that are kept of each layer which is truncated
+Choose = Callable[
+    [Mapping[str, "Cut"]], dict[str, Option]
+]  # from the truncations an option for each layer that changes
+
+
+def _rounded(job: Job, names: Sequence[str]) -> tuple[Ranks, Choose]:
+    return {}, lambda cuts: {name: job.model.options(name, "int8", {})[0] for name in names}
+
+
+def _chosen(job: Job, names: Sequence[str]) -> tuple[Ranks, Choose]:
+    """Return what is kept and chosen for a target; BudgetError, before the long work: nothing reaches it."""
+    from eckart._compress._ranks import most_useful_ranks, ranks_on_offer
+
+    layers = job.model.layers()
+    offers = {}
+    for name in names:
+        ranks = ranks_on_offer(layers[name], job.method, job.formats)
+        offers[name] = [option for dtype in job.dtypes for option in job.model.options(name, dtype, ranks)]
+    return {name: most_useful_ranks(layers[name], job.formats) for name in names}, _choice(job, offers)
+
+
+def _as_given(job: Job, given: Plan) -> tuple[Ranks, Choose]:
+    """Return what is kept and chosen where a plan says it; what is of the plan's own type gets the one asked for."""
+    wanted, layers = _fitting(given, job.model, tables=job.method.tables), job.model.layers()
+    none = {name: (0,) * (len(group_sizes(layer.rows)) if layer.table else 1) for name, layer in layers.items()}
+    ranks = {name: option.ranks or none[name] for name, option in wanted.items()}
+    if job.method.ranks == "none":  # which has no metric for what is only rounded
+        ranks = {name: kept for name, kept in ranks.items() if wanted[name].ranks}
+    options = {}
+    for name, option in wanted.items():
+        layer, dtype = layers[name], job.dtype if option.dtype == given.dtype else option.dtype
+        options[name] = option.stored_as(dtype, layer.rows, layer.columns, layer.bias)
+    return ranks, lambda cuts: options
+
+
 def _plan(
     job: Job, given: Plan | None, reasons: Mapping[str, str], options: Mapping[str, Option], cuts: Mapping[str, Cut]
 ) -> Plan:
     from eckart.models._save_huggingface import predicted_bytes, predicted_parameters
 
     model, dtype, shard = job.model, job.dtype, job.max_shard_bytes
-    changed, target = _changed(options), job.target
+    changed, target = _changed(model, dtype, options), job.target
     if target is None:
         assert given is not None
         target = Target(given.cost, given.keep, given.size, given.max_loss_increase)
@@ -197,7 +247,7 @@ def _fingerprint(job: Job, pieces: torch.Tensor | None, ranks: Mapping[str, tupl
     }
 
 
-def _choice(job: Job, offers: Offers) -> Callable[[Mapping[str, Cut]], dict[str, Option]]:
+def _choice(job: Job, offers: Offers) -> Choose:
     """Return what chooses an option for every layer on offer, from its truncations; BudgetError: none would do."""
     from eckart._compress._ranks import budget_of, choose_ranks, choose_ranks_by_loss, smallest
     from eckart.models._save_huggingface import predicted_bytes, predicted_parameters
@@ -209,9 +259,10 @@ def _choice(job: Job, offers: Offers) -> Callable[[Mapping[str, Cut]], dict[str,
         return lambda cuts: choose_ranks_by_loss(offers, cuts, method, most, cost)
 
     def total(options: Mapping[str, Option]) -> int:
+        changed = _changed(model, job.dtype, options)
         if cost == "params":
-            return predicted_parameters(model, _changed(options))
-        return predicted_bytes(model, _changed(options), dtype=job.dtype, max_shard_bytes=job.max_shard_bytes)
+            return predicted_parameters(model, changed)
+        return predicted_bytes(model, changed, dtype=job.dtype, max_shard_bytes=job.max_shard_bytes)
 
     whole, least = total({}), total(smallest(offers, cost))
     allowed = int((target.keep or 0) * whole) if target.size is None else target.size
@@ -229,20 +280,25 @@ def _choice(job: Job, offers: Offers) -> Callable[[Mapping[str, Cut]], dict[str,
     return choose
 
 
-def _changed(options: Mapping[str, Option]) -> dict[str, Option]:
-    return {name: option for name, option in options.items() if option.format != "dense"}
+def _changed(model: HuggingFaceModel, dtype: str, options: Mapping[str, Option]) -> dict[str, Option]:
+    """Return those options that are not the layer as it stays, in `dtype`."""
+    return {name: option for name, option in options.items() if option != model.options(name, dtype, {})[0]}
 
 
 def _layer_plan(job: Job, layer: Layer, reason: str, option: Option | None, cuts: Mapping[str, Cut]) -> LayerPlan:
-    shape = (layer.name, layer.rows, layer.columns, layer.bias)
+    dense = job.model.options(layer.name, job.dtype, {})[0]
+    made = LayerPlan(layer.name, layer.rows, layer.columns, layer.bias, option or dense, dense, table=layer.table)
     if option is None:
-        return LayerPlan(*shape, job.model.options(layer.name, job.dtype, {})[0], 0.0, 0.0, reason, layer.table)
+        return replace(made, loss_increase=0.0, relative_error=0.0, kept=reason)
     from eckart._compress._methods import predicted_loss
 
-    cut = cuts[layer.name]
-    left, whole = (sum(p.losses[k * of] for p, k in cut.parts(option.ranks)) for of in (1, 0))
-    relative = float((left / whole) ** 0.5) if whole > 0 else 0.0
-    return LayerPlan(*shape, option, predicted_loss(job.method, cut, option.ranks), relative, table=layer.table)
+    if (cut := cuts.get(layer.name)) is None:  # nothing was asked of it but to be rounded
+        return made
+    parts = cut.parts(option.format, option.ranks)
+    left = sum(part.error(form, option.dtype, k) for part, form, k in parts)
+    whole = float(sum(part.losses[0] for part, _, _ in parts))
+    more = predicted_loss(job.method, cut, option) - predicted_loss(job.method, cut, dense)
+    return replace(made, loss_increase=more, relative_error=(left / whole) ** 0.5 if whole > 0 else 0.0)
 
 
 def _fitting(given: Plan, model: HuggingFaceModel, *, tables: bool) -> dict[str, Option]:
@@ -259,14 +315,21 @@ def _fitting(given: Plan, model: HuggingFaceModel, *, tables: bool) -> dict[str,
                 fix="make a plan of this model with eckart plan",
             )
         if planned.name in given.options and (reason := reason_to_keep(layer, tables=tables)):
-            raise UsageError(f"{planned.name} cannot be factored: it is {reason}", fix="make it dense in the plan")
+            raise UsageError(
+                f"{planned.name} cannot be factored: it is {reason}",
+                fix=f"make it dense, in {given.dtype}, in the plan",
+            )
         form = planned.option.format
-        if planned.name in given.options and (layer.table != (form == "grouped") or form == "shared"):
+        if planned.name in given.options and (form not in _formats_of(layer)):
             raise UsageError(
                 f"{planned.name} cannot be stored as {form!r} by this method",
                 fix='an embedding as "grouped", another layer as "pair" or "pifa"',
             )
     return given.options
+
+
+def _formats_of(layer: Layer) -> tuple[str, ...]:
+    return ("dense", "grouped") if layer.table else ("dense", "pair", "pifa")
 
 
 def all_pieces(job: Job) -> torch.Tensor:

@@ -53,8 +53,18 @@ def as_effort(recover: float | str) -> Effort:
     return Effort(steps=int(number)) if counted else Effort(minutes=number)
 
 
-def as_target(keep: float | None, size: str | int | None, loss: float | None, cost: str) -> Target:
-    """Return the target that these arguments of `compress` set; UsageError unless they set just one."""
+def as_target(keep: float | None, size: str | int | None, loss: float | None, cost: str, method: str) -> Target:
+    """Return the target that these arguments of `compress` set; UsageError unless they set just one.
+
+    Method "int8" has but one result, and takes none.
+    """
+    if method == "int8":
+        if (keep, size, loss, cost) != (None, None, None, "params"):
+            raise UsageError(
+                "method 'int8' stores every layer in int8, which has one size",
+                fix="drop keep=, size=, max_loss_increase= and cost=, or the method",
+            )
+        return Target("bytes")
     if sum(value is not None for value in (keep, size, loss)) != 1:
         raise UsageError("give one of keep= (a fraction), size= (of the weight files), max_loss_increase= and plan=")
     if keep is not None and not 0 < keep <= 1:

@@ -17,10 +17,11 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from eckart.errors import InputError, MissingExtraError
-from eckart.models._layers import layer_type, placeholder
+from eckart.models._factored_layers import FactoredLayer
+from eckart.models._layers import layer_type, placeholder, shape_of
 from eckart.models._option import Option, read_option
 from eckart.models._shared import share_downs_
-from eckart.models._table import FactoredTable, tie_head_, tied_head
+from eckart.models._table import tie_head_, tied_head
 
 __all__ = ["PREFIX", "STEM", "factored_config", "factored_model", "register", "swap_layers"]
 
@@ -98,13 +99,12 @@ def swap_layers(module: Any, options: dict[str, Any]) -> None:
         kind = layer_type(known[name]) if name in known else None
         if kind is None:
             raise InputError(f"config.json names the factored layer {full_name!r}, which this architecture lacks")
-        (rows, columns), bias = kind.matrix(known[name]).shape, getattr(known[name], "bias", None) is not None
-        option = read_option(value, rows, columns, bias)
+        option = read_option(value, *shape_of(known[name]))
         module.set_submodule(name, placeholder(known[name], option))
         if option.down_of:
             owners[name] = within(option.down_of)
     share_downs_(module, owners)
-    if head and isinstance(module.get_input_embeddings(), FactoredTable):
+    if head and isinstance(module.get_input_embeddings(), FactoredLayer):
         tie_head_(module, head)
 
 
