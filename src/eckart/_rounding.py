@@ -33,7 +33,7 @@ __all__ = ["Rounding", "int8_rows", "rounding"]
 LARGEST = 127  # of int8, so that the range is symmetric
 STEP = 1 / (12 * LARGEST**2)  # variance of rounding to int8, in units of the square of a row's largest entry
 EPS = {"float64": 2.0**-23, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}  # factors wait in float32
-RELATIVE = math.log(2) / 18  # Σ error² / Σ m² in units of eps², for numbers whose leading digits follow Benford's law
+RELATIVE = 1 / (32 * math.log(2))  # mean (error / m)² in units of eps², log |m| uniform between two powers of 2
 KNOTS = 1 / 16, 1 / 4, 5 / 8, 1.0  # of the largest rank; and rank 1
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
 

@@ -19,7 +19,9 @@ def model_card(small: HuggingFaceModel, dense: HuggingFaceModel, plan: Plan, mea
     front = [f"base_model: {dense.name}", "library_name: transformers", "tags: [eckart, low-rank, compressed]"]
     if dense.licence:
         front.append(f"license: {dense.licence}")
-    factored = len(plan.options)
+    factored = sum(bool(option.ranks) for option in plan.options.values())
+    rounded = sum(option.dtype == "int8" for option in plan.options.values())
+    in_int8 = f", and {rounded} layers stored in int8 with a scale a row," if rounded else ""
     lines = [
         "---",
         *front,
@@ -27,7 +29,7 @@ def model_card(small: HuggingFaceModel, dense: HuggingFaceModel, plan: Plan, mea
         "",
         f"# {dense.name}, {'compressed' if small.replaced else 'approximated'} by Eckart",
         "",
-        f"{factored} of {len(plan.layers)} layers of {dense.name} were replaced by low-rank approximations "
+        f"{factored} of {len(plan.layers)} layers of {dense.name} were replaced by low-rank approximations{in_int8} "
         f"(method {plan.method}, asked for: {asked(plan)}, seed {plan.seed}, Eckart {eckart.__version__}): "
         f"{plan.parameters_before:,} parameters became {small.parameters:,}, {plan.bytes_before:,} bytes of weights in "
         f"{plan.dtype} became {small.input_bytes:,}. `eckart_plan.json` says what each layer became.",

@@ -182,7 +182,7 @@ def _chosen(job: Job, names: Sequence[str]) -> tuple[Ranks, Choose]:
 
 def _as_given(job: Job, given: Plan) -> tuple[Ranks, Choose]:
     """Return what is kept and chosen where a plan says it; what is of the plan's own type gets the one asked for."""
-    wanted, layers = _fitting(given, job.model, tables=job.method.tables), job.model.layers()
+    wanted, layers = _fitting(given, job.model, job.method), job.model.layers()
     none = {name: (0,) * (len(group_sizes(layer.rows)) if layer.table else 1) for name, layer in layers.items()}
     ranks = {name: option.ranks or none[name] for name, option in wanted.items()}
     if job.method.ranks == "none":  # which has no metric for what is only rounded
@@ -301,7 +301,7 @@ def _layer_plan(job: Job, layer: Layer, reason: str, option: Option | None, cuts
     return replace(made, loss_increase=more, relative_error=(left / whole) ** 0.5 if whole > 0 else 0.0)
 
 
-def _fitting(given: Plan, model: HuggingFaceModel, *, tables: bool) -> dict[str, Option]:
+def _fitting(given: Plan, model: HuggingFaceModel, method: Method) -> dict[str, Option]:
     """Return the plan's options after proof that they fit the model and what its method can do."""
     from eckart._compress._ranks import reason_to_keep
 
@@ -314,13 +314,13 @@ def _fitting(given: Plan, model: HuggingFaceModel, *, tables: bool) -> dict[str,
                 + (f"{layer.rows} x {layer.columns} here" if layer else "not here"),
                 fix="make a plan of this model with eckart plan",
             )
-        if planned.name in given.options and (reason := reason_to_keep(layer, tables=tables)):
+        if planned.name in given.options and (reason := reason_to_keep(layer, tables=method.tables)):
             raise UsageError(
                 f"{planned.name} cannot be factored: it is {reason}",
                 fix=f"make it dense, in {given.dtype}, in the plan",
             )
         form = planned.option.format
-        if planned.name in given.options and (form not in _formats_of(layer)):
+        if planned.name in given.options and form not in _formats_of(layer, method):
             raise UsageError(
                 f"{planned.name} cannot be stored as {form!r} by this method",
                 fix='an embedding as "grouped", another layer as "pair" or "pifa"',
@@ -328,8 +328,10 @@ def _fitting(given: Plan, model: HuggingFaceModel, *, tables: bool) -> dict[str,
     return given.options
 
 
-def _formats_of(layer: Layer) -> tuple[str, ...]:
-    return ("dense", "grouped") if layer.table else ("dense", "pair", "pifa")
+def _formats_of(layer: Layer, method: Method) -> tuple[str, ...]:
+    if layer.table:  # which is truncated by how often its rows are seen
+        return ("dense", "grouped") if method.inputs else ("dense",)
+    return "dense", "pair", "pifa"
 
 
 def all_pieces(job: Job) -> torch.Tensor:

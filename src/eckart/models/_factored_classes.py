@@ -8,6 +8,7 @@ every class of transformers refuses the folder; none fills layers with random nu
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ def factored_model(base: type[PreTrainedModel], model_type: str) -> type[PreTrai
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         base.__init__(self, config, *args, **kwargs)
         swap_layers(self, _options_of(config))
+        self._tied_weights_keys = _found_in(self, self._tied_weights_keys or {})
         self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
 
     def get_expanded_tied_weights_keys(self: Any, all_submodels: bool = False) -> dict[str, str]:
@@ -119,6 +121,16 @@ def register() -> None:
         raise MissingExtraError("transformers>=5.23,<6", "hf", "loading factored models")
     if not isinstance(CONFIG_MAPPING._extra_content, _LazyConfigs):
         CONFIG_MAPPING._extra_content = _LazyConfigs(CONFIG_MAPPING._extra_content)
+
+
+def _found_in(module: Any, tied: dict[str, str]) -> dict[str, str]:
+    """Return those patterns of tied names that still match something; of others transformers makes an error."""
+    there = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+    return {
+        target: source
+        for target, source in tied.items()
+        if all(any(re.match(pattern, name) for name in there) for pattern in (target, source))
+    }
 
 
 class _LazyConfigs(dict[str, Any]):

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from eckart._factorise import Pair, RowGroups
-from eckart.models._factored_layers import FactoredLayer, Int8Linear, Matrix, entries, filled, frozen, matrix, times
+from eckart.models._factored_layers import FactoredLayer, Int8Linear, Matrix, entries, filled, matrix, times
 from eckart.models._option import Option, group_sizes
 
 __all__ = ["FactoredTable", "Int8Table", "TiedHead", "empty_table", "tie_head_", "tied_head"]
@@ -94,11 +94,11 @@ class Int8Table(Int8Linear):
 class TiedHead(nn.Module):
     """logits = table x (+ b), with the tensors of a table, which alone stores them."""
 
-    def __init__(self, table: FactoredTable | Int8Table, bias: torch.Tensor | None) -> None:
+    def __init__(self, table: FactoredTable | Int8Table, bias: nn.Parameter | None) -> None:
         super().__init__()
         self.in_features, self.out_features = table.embedding_dim, table.num_embeddings
         self._table = (table,)  # in a tuple, so that its tensors are not this module's as well
-        self.bias = None if bias is None else frozen(bias)
+        self.bias = bias  # itself, for it may be another module's as well
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self._table[0].multiply(x)
