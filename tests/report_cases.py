@@ -103,6 +103,7 @@ def layer(
         "kept": kept,
         "option": {**option, "dtype": "float16"},
         "planned_ranks": option["ranks"],
+        "planned_dtype": "float16",
         "params": params,
         "params_before": dense,
         "bytes": 2 * params,

@@ -112,18 +112,23 @@ class RowGroups:
 
 
 class Spectrum(Protocol):
-    """What one matrix loses at every rank."""
+    """What one matrix loses at every rank, and by rounding what it is stored in."""
 
     @property
     def losses(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Return ‖Yᵀ(W - W_k)X‖_F² for k = 0 … min(m, n)."""
 
+    def error(self, form: str, dtype: str, k: int) -> float:
+        """Return that at one rank, and what is expected of rounding factors of this format to this type."""
+
 
 class Cut(Protocol):
-    """What ranks are chosen from: what one layer loses at those of an option, and its factors there."""
+    """What options are chosen from: what one layer loses by each, and its factors there."""
 
-    def parts(self, ranks: Sequence[int]) -> list[tuple[Spectrum, int]]:
-        """Return the matrices that the ranks of an option cut, and where: one, but for a table."""
+    def parts(self, form: str, ranks: Sequence[int]) -> list[tuple[Spectrum, str, int]]:
+        """Return the matrices that an option of this format and these ranks cuts, each with its own format and rank:
+        one, but for a table. A dense matrix has all of its rank.
+        """
 
     def factors(self, ranks: Sequence[int]) -> Pair | RowGroups:
         """Return the best factors of these ranks, up to those that were kept."""
@@ -134,7 +139,9 @@ class Truncation:
     """Every best approximation of one weight at once: cut at any k up to the rank that was kept.
 
     s: all singular values of Yᵀ W X, (min(m, n),), descending, float64. up (m, r), down (r, n): factors in float64,
-    component by component of equal norm on both sides, so that half precision neither overflows nor underflows.
+    component by component of equal norm on both sides, so that half precision neither overflows nor underflows. For
+    int8, too, where the scale between columns of `up` and rows of `down` is free: on fifteen layers of SmolLM2-135M
+    columns of `up` of equal norm or equal largest entry round to 1.1 and 2.5 times the error, in the median.
     """
 
     s: np.ndarray[Any, np.dtype[np.float64]]
@@ -148,13 +155,6 @@ class Truncation:
     def pair(self, k: int) -> Pair:
         check_kept(k, self.up.shape[1])
         return Pair(self.up[:, :k], self.down[:k])
-
-    def parts(self, ranks: Sequence[int]) -> list[tuple[Spectrum, int]]:
-        (k,) = ranks
-        return [(self, k)]
-
-    def factors(self, ranks: Sequence[int]) -> Pair:
-        return self.pair(*ranks)
 
     def stored(self) -> Truncation:
         """Return this truncation with its factors in float32 on the CPU, where they wait until ranks are chosen."""

@@ -116,6 +116,7 @@ class Layer(_Part):
     table: bool = False
     option: Option
     planned_ranks: tuple[Count, ...]
+    planned_dtype: str
     params: Count
     params_before: Annotated[Count, Field(gt=0)]
     bytes: Count
@@ -126,8 +127,22 @@ class Layer(_Part):
 
     @property
     def rank(self) -> int | None:
-        """None where the layer stays dense; the highest of a table's groups."""
+        """None where the layer is not factored; the highest of a table's groups."""
         return max(self.option.ranks, default=None)
+
+    @property
+    def becomes(self) -> str:
+        """Its option in words: format, ranks, and the type where that is int8."""
+        return " ".join([self.option.format, *map(str, self.option.ranks), *(["int8"] if self.in_int8 else [])])
+
+    @property
+    def in_int8(self) -> bool:
+        return self.option.dtype == "int8"
+
+    @property
+    def stays(self) -> bool:
+        """Whether it is the matrix that it was, in a floating-point type."""
+        return self.rank is None and not self.in_int8
 
     @property
     def kept_fraction(self) -> float:

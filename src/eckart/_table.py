@@ -160,6 +160,8 @@ def asked(plan: Any) -> str:
         return f"at most {size(plan.size)}"
     if plan.max_loss_increase is not None:
         return f"a predicted loss of at most {number(plan.max_loss_increase)} {plan.unit}"
+    if plan.method == "int8":
+        return "every layer in int8"
     return "given ranks"
 
 

@@ -17,6 +17,7 @@ from eckart._compress._calibrate import _predicted, _sweep
 from eckart._compress._journal import Journal
 from eckart._compress._methods import METHODS
 from eckart._factorise import truncation
+from eckart._rounding import rounding
 from eckart.errors import InputError, RankError
 from eckart.models._blocks import check_blocks_stand_alone
 from eckart.models._model import silent
@@ -107,13 +108,22 @@ def test_blocks_that_exchange_more_than_hidden_states_are_refused(tiny: Tiny) ->
 
 def test_a_stored_truncation_is_the_truncation(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    made, journal = truncation(torch.randn(9, 6), keep_rank=4).stored(), Journal(tmp_path)
-    journal.put("layer", made)
+    weight, journal = torch.randn(9, 6), Journal(tmp_path)
+    made = truncation(weight, keep_rank=4).stored()
+    lost = rounding(weight, made)
+    journal.put("layer", made, lost)
     found = journal.get("layer")
     assert np.array_equal(found.losses, made.losses)
+    for form, dtype, k in (
+        ("dense", "float16", 6),
+        ("dense", "float32", 6),
+        ("pair", "int8", 3),
+        ("pifa", "bfloat16", 2),
+    ):
+        assert found.error(form, dtype, k) == made.losses[k] + lost.error(form, dtype, k)
     for k in range(5):
-        assert torch.equal(found.factors([k]).up, made.factors([k]).up)
-        assert torch.equal(found.factors([k]).down, made.factors([k]).down)
-    for cut in (found, made):
+        assert torch.equal(found.factors([k]).up, made.pair(k).up)
+        assert torch.equal(found.factors([k]).down, made.pair(k).down)
+    for factors in (lambda: found.factors([5]), lambda: made.pair(5)):
         with pytest.raises(RankError, match="up to rank 4"):
-            cut.factors([5])
+            factors()

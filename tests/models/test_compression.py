@@ -240,7 +240,7 @@ def test_wrong_calls_say_what_to_do(tiny: Tiny, texts: dict[str, Path], tmp_path
     with pytest.raises(UsageError, match="needs out="):
         eckart.compress(model, 0.8, method="plain", evaluate=texts["test"])
     small = eckart.compress(model, 0.8, method="plain")
-    with pytest.raises(UsageError, match="factored layers already"):
+    with pytest.raises(UsageError, match="compressed layers already"):
         eckart.compress(small, 0.8, method="plain")
 
 

@@ -13,11 +13,12 @@ from torch import nn
 
 import eckart
 from eckart._compress._correct import refit
-from eckart._compress._journal import Journal
+from eckart._compress._journal import Journal, StoredTruncation
 from eckart._compress._methods import METHODS
 from eckart._compress._ranks import _shares_by_type
 from eckart._compress._sharing import Stacks
-from eckart._factorise import Gram, Truncation, truncation
+from eckart._factorise import Gram, truncation
+from eckart._rounding import Rounding
 from eckart.errors import UsageError
 from eckart.models import _option
 from eckart.models._cross import CrossGram
@@ -26,6 +27,7 @@ from eckart.models._taps import Taps, clipped, tapped
 
 M, N, K, PIECES, TOKENS = 24, 16, 6, 5, 40
 Array = np.ndarray[Any, Any]
+UNROUNDED = Rounding({}, np.zeros((2, 9)), np.zeros((2, 9)))
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +130,7 @@ FORMULAS = {
 
 
 def test_every_method_but_our_own_is_held_to_a_formula() -> None:
-    assert {*FORMULAS, *OF_SEVERAL_LAYERS, *OF_THE_MODEL, "two-sided", "input"} == METHODS.keys()
+    assert {*FORMULAS, *OF_SEVERAL_LAYERS, *OF_THE_MODEL, "two-sided", "input", "int8"} == METHODS.keys()
 
 
 @pytest.mark.parametrize("name", FORMULAS)
@@ -215,7 +217,7 @@ def test_fractions_by_type_follow_the_rule_of_svd_llm_v2() -> None:
         ranks = [_option.pair(8, 8, False, "float32", k) for k in (1, 2, 3)]
         offers[name] = [_option.dense(8, 8, False, "float32"), *ranks]
         s = np.array([9.0, 8.0, loss, 0, 0, 0, 0, 0])  # at half the numbers the rank is 2, and `loss` is the norm lost
-        cuts[name] = Truncation(s, torch.empty(8, 8), torch.empty(8, 8))
+        cuts[name] = StoredTruncation(s, UNROUNDED, Path())
 
     def price(name: str, option: _option.Option) -> float:
         return option.params
@@ -227,7 +229,7 @@ def test_fractions_by_type_follow_the_rule_of_svd_llm_v2() -> None:
         assert np.isclose(shares[name], 2 * scores[name] / sum(same))
     assert shares["0.q"] > 1 > shares["1.q"]
     assert shares["0.o"] == shares["1.o"] == 1
-    cuts["0.q"] = Truncation(np.zeros(8), torch.empty(8, 8), torch.empty(8, 8))
+    cuts["0.q"] = StoredTruncation(np.zeros(8), UNROUNDED, Path())
     assert _shares_by_type(offers, cuts, 4 * 32, price)["1.q"] == 1  # 1 / log 0 is no score
 
 

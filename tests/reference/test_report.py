@@ -241,13 +241,13 @@ def test_measure_and_plan_write_what_is_read_here(tmp_path: Path) -> None:
     """The schema and those who write it cannot drift apart unseen."""
     from eckart._compress._plan import LayerPlan, Plan
     from eckart.models._measure import Measured, Measurement
-    from eckart.models._option import pair
+    from eckart.models._option import dense, pair
     from eckart.models._quality import Quality
     from eckart.models._speed import SpeedSettings, Spread
 
     value = result(blocks=1, models=2)
     option = pair(8, 6, True, "float16", 2)
-    planned = LayerPlan("layers.0.q", 8, 6, True, option, 0.1, 0.2)
+    planned = LayerPlan("layers.0.q", 8, 6, True, option, dense(8, 6, True, "float16"), 0.1, 0.2)
     plan = Plan("m", "two-sided", None, "float16", 0, "nats", (planned,), 100, 78, 200, 156)
     measured = [
         Measured(

@@ -40,7 +40,7 @@ def plan(
     correct: bool | None = None,
     storage: Literal["auto", "pair", "pifa"] = "auto",
     layers: str | Sequence[str] = "*",
-    dtype: str | None = None,
+    dtype: str | Sequence[str] | None = None,
     calibration: Source | None = None,
     tokens: int = CALIBRATION_TOKENS,
     context: int = CONTEXT,
@@ -54,7 +54,7 @@ def plan(
 
     Arguments and errors are those of `compress`.
     """
-    target = as_target(keep, size, max_loss_increase, cost, workload)
+    target = as_target(keep, size, max_loss_increase, cost, method, workload)
     job = prepare(
         model, target, method=method, loss=loss, correct=correct, storage=storage, dtype=dtype, data=data,
         tokens=tokens, context=context, layers=layers, device=device, max_shard_size=max_shard_size, seed=seed,
@@ -84,7 +84,7 @@ def compress(
     correct: bool | None = None,
     storage: Literal["auto", "pair", "pifa"] = "auto",
     layers: str | Sequence[str] = "*",
-    dtype: str | None = None,
+    dtype: str | Sequence[str] | None = None,
     format: Literal["factored", "dense"] = "factored",
     recover: float | str | None = None,
     out: Source | None = None,
@@ -109,17 +109,20 @@ def compress(
     may be given with it: model and layers are timed first on this machine, with the threads that torch has. workload:
     whose time counts, "prefill" (256 tokens read at once), "decode" (one token more), or "both", half each. Or give
     plan, a Plan, or the file of one, whose options are used as they stand. data: UTF-8 texts to calibrate on, of which
-    `tokens` tokens are drawn by `seed` in pieces of `context`; only "plain" needs none. method: "two-sided" (inputs and
+    `tokens` tokens are drawn by `seed` in pieces of `context`; only "plain" and "int8" need none. method: "two-sided" (inputs and
     output gradients, ranks by predicted loss; also "auto"), "input" (inputs alone), "plain" (truncated SVD, the same
     fraction everywhere), or a published one: "fwsvd", "asvd", "svd-llm", "svd-llm-update", "svd-llm-v2", "mpifa",
-    "basis-sharing", "kfac", "lems", "drop-layers", "slicegpt". loss: of methods with gradients, "next-token", in nats a
+    "basis-sharing", "kfac", "lems", "drop-layers", "slicegpt"; or "int8": nothing is truncated, every layer and the
+    embedding are rounded, and no target is needed. loss: of methods with gradients, "next-token", in nats a
     token; "outputs", the mean squared change of a number that the model returns, which needs no labels; "auto", the
     first where the model predicts tokens. correct: fit the factors anew, block by block, to what the compressed blocks
     before them let through. storage: of a layer of rank k, "pair" (two factors, k(m + n) numbers), "pifa" (k of its
     rows and the others' coefficients, k(m + n - k) numbers and an order: more rank for the same size, less speed at the
     same rank), or "auto", what serves each layer best, but what their authors store for "plain" and the published
     methods. layers: name patterns, "!" excludes. dtype: of the saved weights, by default that of the source, float16
-    for a quantised one. format: "factored", or "dense" for an ordinary checkpoint that any loader reads and that saves
+    for a quantised one; or several names, also in one word with commas, of which every layer takes the best and all
+    else the first. One that is not the first may be "int8": every matrix stored has then a scale for each row. It is
+    among them by default where bytes are counted, ranks follow predicted loss and nothing is trained. format: "factored", or "dense" for an ordinary checkpoint that any loader reads and that saves
     nothing. out: a new folder, written whole or not at all; its reloaded outputs and its size are checked against the
     model and the plan before it gets its name. Where `model` is a path, one block's weights are in memory at a time
     then, unless all are needed (cost="ms", recover=, "basis-sharing", "slicegpt", "drop-layers"), and the result is
@@ -142,7 +145,7 @@ def compress(
     from eckart._compress._recover import recover_
     from eckart.models._huggingface import OpenedWhenUsed
 
-    target = None if plan is not None else as_target(keep, size, max_loss_increase, cost, workload)
+    target = None if plan is not None else as_target(keep, size, max_loss_increase, cost, method, workload)
     if plan is not None and (keep, size, max_loss_increase, cost, workload) != (None, None, None, "params", "both"):
         raise UsageError(
             "plan= says what every layer becomes, so keep=, size=, max_loss_increase=, cost= and workload= cannot be "
@@ -175,7 +178,7 @@ def compress(
     job = prepare(
         model, target, method=method, loss=loss, correct=correct, storage=storage, dtype=dtype, data=data,
         tokens=tokens, context=context, layers=layers, device=device, max_shard_size=max_shard_size, seed=seed,
-        workers=workers, progress=progress,
+        workers=workers, progress=progress, trained=effort is not None,
         stream=out is not None and effort is None and (given is None or given.timing is None),
     )  # fmt: skip
     if out is not None:  # the least that it can take; the exact size is known, and checked, when it is written
@@ -198,11 +201,11 @@ def compress(
         options = dict(sorted(made.options.items(), key=lambda item: bool(item[1].down_of)))  # owners first
 
         def put_(name: str, factors: Any) -> None:
-            small.assign_(name, factors) if format == "dense" else small.replace_(name, options[name], factors)
+            (small.assign_ if format == "dense" else small.replace_)(name, options[name], factors)
 
         if job.correction is None:
             for name, option in options.items():
-                put_(name, found.cuts[name].factors(option.ranks))
+                put_(name, found.cuts[name].factors(option.ranks) if option.ranks else job.model.weight(name))
         else:
             correct_(job, found, small, options, put_)
         if effort is not None:

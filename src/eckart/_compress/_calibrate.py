@@ -11,6 +11,7 @@ from eckart._compress._plan import SQUARES
 from eckart._compress._tables import groups_of, metric_of, row_weights
 from eckart._compress._workers import crew
 from eckart._factorise import Cut, Gram, truncation
+from eckart._rounding import rounding
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +66,7 @@ def truncations(
         inputs, outputs = method.metric(taps, name) if taps else (None, None)
         weight = model.weight(name).to(device)
         (k,) = kept_ranks[name]
-        journal.put(name, made_by.truncation(weight, inputs, outputs, k))
+        journal.put(name, *made_by.truncation(weight, inputs, outputs, k))
 
     def cut_member(name: str, taps: Taps) -> None:
         metric, _ = method.metric(taps, name)
@@ -77,17 +78,18 @@ def truncations(
             metric = metric + journal.metric(other).to(metric.device)
         weight = torch.cat([model.weight(one) for one in together]).to(device)
         (k,) = kept_ranks[name]
-        journal.put(name, made_by.truncation(weight, metric, None, k))
+        journal.put(name, *made_by.truncation(weight, metric, None, k))
 
     def cut_table(name: str, gradients: Gram) -> None:
         seen, weight = journal.seen(name), model.weight(name).to(device)
         shares, metric = row_weights(seen).to(weight.device), metric_of(seen, gradients).to(weight.device)
         rows = groups_of(shares)
-        cuts = (
-            truncation(weight[some], inputs=metric, outputs=shares[some], keep_rank=min(k, len(some))).stored()
-            for some, k in zip(rows, kept_ranks[name], strict=True)
-        )
-        journal.put_table(name, rows, list(cuts))
+        cuts = []
+        for some, k in zip(rows, kept_ranks[name], strict=True):
+            part, grams = weight[some], {"inputs": metric, "outputs": shares[some]}
+            found = truncation(part, keep_rank=min(k, len(some)), **grams)
+            cuts.append((found.stored(), rounding(part, found, pivoting=False, **grams)))
+        journal.put_table(name, rows, cuts)
 
     with crew(workers, device or model.device) as made_by:
 

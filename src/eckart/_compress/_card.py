@@ -20,8 +20,10 @@ def model_card(small: HuggingFaceModel, dense: HuggingFaceModel, plan: Plan, mea
     if dense.licence:
         front.append(f"license: {dense.licence}")
     if plan.change is None:
-        done = (
-            f"{len(plan.options)} of {len(plan.layers)} layers of {dense.name} were replaced by low-rank approximations"
+        factored = sum(bool(option.ranks) for option in plan.options.values())
+        rounded = sum(option.dtype == "int8" for option in plan.options.values())
+        done = f"{factored} of {len(plan.layers)} layers of {dense.name} were replaced by low-rank approximations" + (
+            f", and {rounded} layers stored in int8 with a scale a row" if rounded else ""
         )
     else:
         done = f"Of {dense.name}, " + ", ".join(f"{what}: {value}" for what, value in plan.change.items())

@@ -129,7 +129,11 @@ def _measured(
         {
             "work": "measure",
             "models": [dense.path, str(folder), *others],
-            "labels": ["dense", "eckart" if plan.method != "plain" else "plain", *(Path(o).name for o in others)],
+            "labels": [
+                "dense",
+                plan.method if plan.method in ("plain", "int8") else "eckart",
+                *(Path(o).name for o in others),
+            ],
             "data": [os.fspath(text) for text in texts] or None,
             "tokens": wanted.tokens if isinstance(wanted.tokens, int) else list(wanted.tokens),
             "context": wanted.context,

@@ -9,18 +9,18 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eckart._compress._plan import SQUARES, LayerPlan, Plan, Timing
-from eckart._compress._sharing import stacks_in, stacks_of
+from eckart._compress._sharing import Stacks, stacks_in, stacks_of
 from eckart._compress._target import WORKLOADS, Target, check_target
 from eckart._compress._workers import check_workers
 from eckart.errors import BudgetError, UsageError
 from eckart.models import Model, open_model
 from eckart.models._model import Layer, Progress, silent
-from eckart.models._option import DTYPE_BYTES, RANK_STEP, Option, dense, factored, read_option
+from eckart.models._option import DTYPE_BYTES, DTYPES, RANK_STEP, Option, dense, factored, group_sizes
 from eckart.models._safetensors import parse_size
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from eckart._compress._journal import Journal
     from eckart._compress._methods import Correction, Method
     from eckart._compress._ranks import Offers, Price
-    from eckart._compress._sharing import Stacks
     from eckart._factorise import Cut
     from eckart.models._huggingface import HuggingFaceModel
     from eckart.models._latency import Latency
@@ -52,7 +51,7 @@ class Job:
     method: Method
     correction: Correction | None
     formats: Sequence[str]
-    dtype: str
+    dtypes: Sequence[str]
     data: Texts | None
     tokens: int
     context: int
@@ -63,6 +62,11 @@ class Job:
     workers: Any
     progress: Progress
 
+    @property
+    def dtype(self) -> str:
+        """The type of all that no option says otherwise of."""
+        return self.dtypes[0]
+
 
 def prepare(
     model: Source | Model,
@@ -72,7 +76,7 @@ def prepare(
     loss: str,
     correct: bool | None,
     storage: str,
-    dtype: str | None,
+    dtype: str | Sequence[str] | None,
     data: Texts | None,
     tokens: int,
     context: int,
@@ -83,10 +87,12 @@ def prepare(
     workers: Any,
     progress: Progress | None,
     stream: bool = True,
+    trained: bool = False,
 ) -> Job:
     """Return the job that the arguments of `compress` describe; its errors are those of `compress`.
 
     stream: open the model with the weights of its blocks left in their files, where the method can do with one block.
+    trained: the factors will be, and so must be floating-point.
     """
     from eckart._compress._methods import METHODS, SEQUENTIAL, choose_method
     from eckart.models._huggingface import HuggingFaceModel
@@ -126,13 +132,13 @@ def prepare(
         raise UsageError(
             f"method {chosen.name!r} changes the model as a whole, so storage=, layers= and correct= have no meaning"
         )
-    dtype = dtype or opened.stored_dtype
-    if dtype not in DTYPE_BYTES or dtype.startswith("float8"):
-        raise UsageError(f"weights cannot be saved as {dtype!r}", fix="float32, float16, bfloat16 or float64")
+    if chosen.ranks == "none" and (storage != "auto" or correct):
+        raise UsageError(f"method {chosen.name!r} factors nothing, so storage= and correct= have no meaning")
+    dtypes = _dtypes(dtype, opened.stored_dtype, chosen, target, trained=trained)
     shard = parse_size(max_shard_size)
     return Job(
-        opened, target, chosen, correction, formats, dtype, data, tokens, context, layers, device, shard, seed, workers,
-        progress,
+        opened, target, chosen, correction, formats, dtypes, data, tokens, context, layers, device, shard, seed,
+        workers, progress,
     )  # fmt: skip
 
 
@@ -144,6 +150,29 @@ class Planned:
     cuts: Mapping[str, Cut]
     pieces: torch.Tensor | None
     journal: Journal
+
+
+def _dtypes(
+    given: str | Sequence[str] | None, source: str, method: Method, target: Target | None, *, trained: bool
+) -> tuple[str, ...]:
+    """Return the types among which layers are given theirs, first that of all else; UsageError: these cannot be."""
+    chosen = target is not None and target.cost == "bytes" and method.ranks == "knapsack" and not trained
+    found: tuple[str, ...]
+    if given is None:
+        found = (source, "int8") if chosen else (source,)
+    else:
+        found = tuple(name.strip() for name in (given.split(",") if isinstance(given, str) else given))
+    known = ", ".join(DTYPE_BYTES)
+    if wrong := [name for name in found if name not in DTYPES]:
+        raise UsageError(f"weights cannot be saved as {wrong[0]!r}", fix=f"{known}, or after one of these int8")
+    if not found or found[0] not in DTYPE_BYTES:
+        raise UsageError("norms and what else stays cannot be int8", fix=f"name another type first: one of {known}")
+    if len(found) > 1 and not chosen and method.ranks != "none":
+        raise UsageError(
+            "several types are chosen among by predicted loss where bytes are counted, which is not so here",
+            fix="one type; or size= or cost='bytes', with method 'two-sided' or 'input', and without recover=",
+        )
+    return found
 
 
 @contextlib.contextmanager
@@ -162,61 +191,32 @@ def planned(
     """
     from eckart._compress._calibrate import truncations
     from eckart._compress._journal import journal_beside
-    from eckart._compress._lems import best_of_depths, measured, within_bounds
-    from eckart._compress._ranks import most_useful_ranks, ranks_on_offer, selected
-    from eckart.models._latency import measured_latency
-    from eckart.models._timings import RANK_TILE
+    from eckart._compress._lems import best_of_depths, measured
+    from eckart._compress._ranks import selected
 
-    model, layers = job.model, job.model.layers()
-    reasons = selected(layers, job.layers, tables=job.method.tables)
+    model = job.model
+    reasons = selected(model.layers(), job.layers, tables=job.method.tables)
+    names = [name for name, reason in reasons.items() if not reason]
     target = job.target or _target_of(given)
-    latency = None
-    if given is None:
-        names = [name for name, reason in reasons.items() if not reason]
-        stacks = stacks_in(layers, names, model.blocks() if job.method.shares else [])
-        formats = _formats(job, names, stacks)
-        units = {name: stacks.as_one(layers[name]) for name in names if name not in stacks.rest()}
-        step = RANK_TILE if target.cost == "ms" else RANK_STEP
-        offers = {
-            name: _options(model, unit, job.dtype, ranks_on_offer(unit, job.method, formats[name], step))
-            for name, unit in units.items()
-        }
-        if job.method.ranks == "search":
-            offers = within_bounds(offers, target.keep or 1.0)
-        ranks = {name: most_useful_ranks(unit, formats[name]) for name, unit in units.items()}
-        if target.cost == "ms":
-            latency = measured_latency(model, formats, WORKLOADS[target.workload], job.progress)
-        choose = _choice(job, offers, stacks, latency)  # what is impossible is said before the long work
+    if given is not None:
+        aim = _as_given(job, given)
     else:
-        wanted = _fitting(given, model, job.method)
-        stacks = stacks_of(wanted, layers)
-        ranks = {name: option.ranks for name, option in wanted.items() if name not in stacks.rest()}
-        if target.cost == "ms":
-            formats = {name: (option.format,) for name, option in wanted.items()}
-            latency = measured_latency(model, formats, WORKLOADS[target.workload], job.progress)
-
-        def choose(cuts: Mapping[str, Cut]) -> dict[str, Option]:
-            return {
-                name: read_option({**o.to_json(), "dtype": job.dtype}, layer.rows, layer.columns, layer.bias)
-                for name, o in wanted.items()
-                for layer in [layers[name]]
-            }
-
+        aim = (_rounded if job.method.ranks == "none" else _chosen)(job, names)
     pieces = calibration_pieces(job)
     place, kept = (None if path is None else Path(path) for path in (out, calibration))
-    fingerprint = {} if place is None and kept is None else _fingerprint(job, pieces, ranks)
+    fingerprint = {} if place is None and kept is None else _fingerprint(job, pieces, aim.ranks)
     with journal_beside(place, kept, fingerprint, resume=resume) as journal:
         cuts = truncations(
-            model, ranks, pieces, job.method, stacks, journal, device=job.device, seed=job.seed, workers=job.workers,
-            progress=job.progress,
+            model, aim.ranks, pieces, job.method, aim.stacks, journal, device=job.device, seed=job.seed,
+            workers=job.workers, progress=job.progress,
         )  # fmt: skip
         if job.method.ranks == "search" and given is None:
             assert pieces is not None
             cuts = measured(job, cuts, pieces, journal)
-            options = best_of_depths(job, choose, cuts, pieces)
+            options = best_of_depths(job, aim.choose, cuts, pieces)
         else:
-            options = choose(cuts)
-        yield Planned(_plan(job, target, given, reasons, options, cuts, latency), cuts, pieces, journal)
+            options = aim.choose(cuts)
+        yield Planned(_plan(job, target, given, reasons, options, cuts, aim.latency), cuts, pieces, journal)
 
 
 def _formats(job: Job, names: Sequence[str], stacks: Stacks) -> dict[str, tuple[str, ...]]:
@@ -243,6 +243,72 @@ def _target_of(given: Plan | None) -> Target:
     return Target(given.cost, given.keep, given.size, given.max_loss_increase, workload)
 
 
+Ranks = Mapping[str, tuple[int, ...]]
+Choose = Callable[[Mapping[str, "Cut"]], dict[str, Option]]
+
+
+@dataclass(frozen=True)
+class Aim:
+    """ranks: those that are kept of each layer, or stack, which is truncated. choose: from the truncations an option
+    for every layer that changes. latency: where time counts.
+    """
+
+    ranks: Ranks
+    choose: Choose
+    stacks: Stacks = field(default_factory=lambda: Stacks({}))
+    latency: Latency | None = None
+
+
+def _rounded(job: Job, names: Sequence[str]) -> Aim:
+    return Aim({}, lambda cuts: {name: job.model.options(name, "int8", {})[0] for name in names})
+
+
+def _chosen(job: Job, names: Sequence[str]) -> Aim:
+    """Return what is kept and chosen for a target; BudgetError, before the long work: nothing reaches it."""
+    from eckart._compress._lems import within_bounds
+    from eckart._compress._ranks import most_useful_ranks, ranks_on_offer
+    from eckart.models._latency import measured_latency
+    from eckart.models._timings import RANK_TILE
+
+    model, layers, target, method = job.model, job.model.layers(), job.target, job.method
+    assert target is not None
+    stacks = stacks_in(layers, names, model.blocks() if method.shares else [])
+    formats = _formats(job, names, stacks)
+    units = {name: stacks.as_one(layers[name]) for name in names if name not in stacks.rest()}
+    offers = {}
+    for name, unit in units.items():
+        ranks = ranks_on_offer(unit, method, formats[name], RANK_TILE if target.cost == "ms" else RANK_STEP)
+        offers[name] = [option for dtype in job.dtypes for option in _options(model, unit, dtype, ranks)]
+    if method.ranks == "search":
+        offers = within_bounds(offers, target.keep or 1.0)
+    latency = None
+    if target.cost == "ms":
+        latency = measured_latency(model, formats, WORKLOADS[target.workload], job.progress)
+    kept = {name: most_useful_ranks(unit, formats[name]) for name, unit in units.items()}
+    return Aim(kept, _choice(job, offers, stacks, latency), stacks, latency)
+
+
+def _as_given(job: Job, given: Plan) -> Aim:
+    """Return what is kept and chosen where a plan says it; what is of the plan's own type gets the one asked for."""
+    from eckart.models._latency import measured_latency
+
+    wanted, layers = _fitting(given, job.model, job.method), job.model.layers()
+    stacks = stacks_of(wanted, layers)
+    none = {name: (0,) * (len(group_sizes(layer.rows)) if layer.table else 1) for name, layer in layers.items()}
+    ranks = {name: option.ranks or none[name] for name, option in wanted.items() if name not in stacks.rest()}
+    if job.method.ranks == "none":  # which has no metric for what is only rounded
+        ranks = {name: kept for name, kept in ranks.items() if wanted[name].ranks}
+    options = {}
+    for name, option in wanted.items():
+        layer, dtype = layers[name], job.dtype if option.dtype == given.dtype else option.dtype
+        options[name] = option.stored_as(dtype, layer.rows, layer.columns, layer.bias)
+    latency, target = None, _target_of(given)
+    if target.cost == "ms":
+        formats = {name: (option.format,) for name, option in wanted.items()}
+        latency = measured_latency(job.model, formats, WORKLOADS[target.workload], job.progress)
+    return Aim(ranks, lambda cuts: options, stacks, latency)
+
+
 def _plan(
     job: Job,
     target: Target,
@@ -255,7 +321,7 @@ def _plan(
     from eckart.models._save_huggingface import predicted_bytes, predicted_parameters
 
     model, dtype, shard = job.model, job.dtype, job.max_shard_bytes
-    changed = _changed(options)
+    changed = _changed(model, dtype, options)
     timing = None
     if latency is not None:
         timing = Timing(target.workload, latency.tokens, dict(latency.whole), latency.machine)
@@ -311,9 +377,7 @@ def _fingerprint(job: Job, pieces: torch.Tensor | None, ranks: Mapping[str, tupl
     }
 
 
-def _choice(
-    job: Job, offers: Offers, stacks: Stacks, latency: Latency | None
-) -> Callable[[Mapping[str, Cut]], dict[str, Option]]:
+def _choice(job: Job, offers: Offers, stacks: Stacks, latency: Latency | None) -> Choose:
     """Return what chooses an option for every layer on offer, from its truncations; BudgetError: none would do."""
     from eckart._compress._ranks import (
         Limit,
@@ -359,7 +423,7 @@ def _choice(
         cost = "bytes"
 
     def total(options: Mapping[str, Option]) -> int:
-        changed = _changed(stacks.spread(options))
+        changed = _changed(model, job.dtype, stacks.spread(options))
         if cost == "params":
             return predicted_parameters(model, changed)
         return predicted_bytes(model, changed, dtype=job.dtype, max_shard_bytes=job.max_shard_bytes)
@@ -402,24 +466,29 @@ def _options(model: HuggingFaceModel, unit: Layer, dtype: str, ranks: Mapping[st
     return [dense(*shape), *(factored(form, *shape, k) for form, some in ranks.items() for k in some)]
 
 
-def _changed(options: Mapping[str, Option]) -> dict[str, Option]:
-    return {name: option for name, option in options.items() if option.format != "dense"}
+def _changed(model: HuggingFaceModel, dtype: str, options: Mapping[str, Option]) -> dict[str, Option]:
+    """Return those options that are not the layer as it stays, in `dtype`."""
+    return {name: option for name, option in options.items() if option != model.options(name, dtype, {})[0]}
 
 
 def _layer_plan(
     job: Job, layer: Layer, reason: str, option: Option | None, cuts: Mapping[str, Cut], latency: Latency | None
 ) -> LayerPlan:
-    shape = (layer.name, layer.rows, layer.columns, layer.bias)
+    dense = job.model.options(layer.name, job.dtype, {})[0]
+    made = LayerPlan(layer.name, layer.rows, layer.columns, layer.bias, option or dense, dense, table=layer.table)
     if option is None:
-        return LayerPlan(*shape, job.model.options(layer.name, job.dtype, {})[0], 0.0, 0.0, reason, layer.table)
+        return replace(made, loss_increase=0.0, relative_error=0.0, kept=reason)
     from eckart._compress._methods import predicted_loss
 
-    cut = cuts[layer.name]
-    left, whole = (sum(p.losses[k * of] for p, k in cut.parts(option.ranks)) for of in (1, 0))
-    relative = float((left / whole) ** 0.5) if whole > 0 else 0.0
-    saved = None if latency is None else latency.saved(layer, option)
-    loss = predicted_loss(job.method, cut, option.ranks)
-    return LayerPlan(*shape, option, loss, relative, table=layer.table, saved_ms=saved)
+    if (cut := cuts.get(layer.name)) is None:  # nothing was asked of it but to be rounded
+        return made
+    parts = cut.parts(option.format, option.ranks)
+    left = sum(part.error(form, option.dtype, k) for part, form, k in parts)
+    whole = float(sum(part.losses[0] for part, _, _ in parts))
+    more = predicted_loss(job.method, cut, option) - predicted_loss(job.method, cut, dense)
+    if latency is not None and option.dtype != "int8":  # which is not timed
+        made = replace(made, saved_ms=latency.saved(layer, option))
+    return replace(made, loss_increase=more, relative_error=(left / whole) ** 0.5 if whole > 0 else 0.0)
 
 
 def _fitting(given: Plan, model: HuggingFaceModel, method: Method) -> dict[str, Option]:
@@ -438,11 +507,12 @@ def _fitting(given: Plan, model: HuggingFaceModel, method: Method) -> dict[str, 
                 fix="make a plan of this model with eckart plan",
             )
         if planned.name in given.options and (reason := reason_to_keep(layer, tables=method.tables)):
-            raise UsageError(f"{planned.name} cannot be factored: it is {reason}", fix="make it dense in the plan")
+            raise UsageError(
+                f"{planned.name} cannot be factored: it is {reason}",
+                fix=f"make it dense, in {given.dtype}, in the plan",
+            )
         form = planned.option.format
-        if planned.name in given.options and (
-            layer.table != (form == "grouped") or (form == "shared" and not method.shares)
-        ):
+        if planned.name in given.options and form not in _formats_of(layer, method):
             raise UsageError(
                 f"{planned.name} cannot be stored as {form!r} by this method",
                 fix='an embedding as "grouped", another layer as "pair" or "pifa"',
@@ -453,6 +523,12 @@ def _fitting(given: Plan, model: HuggingFaceModel, method: Method) -> dict[str, 
                 fix='"pifa", which stores the order',
             )
     return given.options
+
+
+def _formats_of(layer: Layer, method: Method) -> tuple[str, ...]:
+    if layer.table:  # which is truncated by how often its rows are seen
+        return ("dense", "grouped") if method.inputs else ("dense",)
+    return "dense", "pair", "pifa", "folded", *(("shared",) if method.shares else ())
 
 
 def all_pieces(job: Job) -> torch.Tensor:

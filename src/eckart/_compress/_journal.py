@@ -23,6 +23,7 @@ import numpy as np
 from eckart._compress._tables import StoredTable
 from eckart._factorise import Gram, Pair, Spectrum, Truncation, check_kept, losses_of
 from eckart._files import cannot_write, dump_json, refuse_filled, write_whole
+from eckart._rounding import Rounding
 from eckart.errors import EckartError, OutputError, UsageError
 from eckart.models._untrusted import read_json
 
@@ -38,18 +39,21 @@ FINGERPRINT, GRADIENTS, TRAINING = "fingerprint.json", "gradients.safetensors", 
 
 @dataclass(frozen=True)
 class StoredTruncation:
-    """A Truncation whose factors are in a file. s: as there."""
+    """A Truncation whose factors are in a file. s: as there. rounding: what storing it in fewer bits adds."""
 
     s: np.ndarray[Any, np.dtype[np.float64]]
+    rounding: Rounding
     path: Path
 
     @cached_property
     def losses(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         return losses_of(self.s)
 
-    def parts(self, ranks: Sequence[int]) -> list[tuple[Spectrum, int]]:
-        (k,) = ranks
-        return [(self, k)]
+    def error(self, form: str, dtype: str, k: int) -> float:
+        return float(self.losses[k]) + self.rounding.error(form, dtype, k)
+
+    def parts(self, form: str, ranks: Sequence[int]) -> list[tuple[Spectrum, str, int]]:
+        return [(self, form, ranks[0] if ranks else len(self.s))]
 
     def factors(self, ranks: Sequence[int]) -> Pair:
         """Return the best factors of one rank, up to the rank that was kept; only these are read."""
@@ -71,12 +75,15 @@ class Journal:
     def has(self, layer: str) -> bool:
         return self._path(layer).exists()
 
-    def put(self, layer: str, cut: Truncation) -> None:
-        """Keep a truncation; OutputError: it cannot be written."""
+    def put(self, layer: str, cut: Truncation, rounding: Rounding) -> None:
+        """Keep a truncation, and what rounding its factors costs; OutputError: it cannot be written."""
         import torch
         from safetensors.torch import save
 
-        parts = {"s": torch.from_numpy(cut.s.copy()), "columns": cut.up.T.contiguous(), "down": cut.down.contiguous()}
+        parts = {"columns": cut.up.T.contiguous(), "down": cut.down.contiguous()}
+        for name, numbers in {"s": cut.s, "pair": rounding.pair, "pifa": rounding.pifa}.items():
+            parts[name] = torch.from_numpy(numbers.copy())
+        parts |= {f"whole.{dtype}": torch.tensor(error, dtype=torch.float64) for dtype, error in rounding.whole.items()}
         with write_whole(self._path(layer)) as file:
             file.write(save(parts))
 
@@ -84,14 +91,17 @@ class Journal:
         from safetensors import safe_open
 
         with safe_open(self._path(layer), framework="np") as file:
-            return StoredTruncation(file.get_tensor("s"), self._path(layer))
+            s, pair, pifa = (file.get_tensor(name) for name in ("s", "pair", "pifa"))
+            names = [name for name in file.keys() if name.startswith("whole.")]  # noqa: SIM118 - not a mapping
+            whole = {name.removeprefix("whole."): float(file.get_tensor(name)) for name in names}
+        return StoredTruncation(s, Rounding(whole, pair, pifa), self._path(layer))
 
-    def put_table(self, layer: str, rows: Sequence[torch.Tensor], cuts: Sequence[Truncation]) -> None:
+    def put_table(self, layer: str, rows: Sequence[torch.Tensor], cuts: Sequence[tuple[Truncation, Rounding]]) -> None:
         """Keep the truncations of the groups of a table, and which rows are in each."""
         from safetensors.torch import save
 
-        for g, cut in enumerate(cuts):
-            self.put(f"{layer}#{g}", cut)
+        for g, (cut, rounding) in enumerate(cuts):
+            self.put(f"{layer}#{g}", cut, rounding)
         with write_whole(self._path(layer)) as file:  # last: with this the table is there
             file.write(save({str(g): some.cpu().contiguous() for g, some in enumerate(rows)}))
 

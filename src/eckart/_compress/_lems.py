@@ -46,16 +46,24 @@ class Weighted:
     cut: Cut
     weight: float
 
-    def parts(self, ranks: Sequence[int]) -> list[tuple[Spectrum, int]]:
-        return [(_Losses(part.losses * self.weight), k) for part, k in self.cut.parts(ranks)]
+    def parts(self, form: str, ranks: Sequence[int]) -> list[tuple[Spectrum, str, int]]:
+        return [(_Scaled(part, self.weight), how, k) for part, how, k in self.cut.parts(form, ranks)]
 
     def factors(self, ranks: Sequence[int]) -> Pair | RowGroups:
         return self.cut.factors(ranks)
 
 
 @dataclass(frozen=True)
-class _Losses:
-    losses: np.ndarray[Any, np.dtype[np.float64]]
+class _Scaled:
+    part: Spectrum
+    weight: float
+
+    @property
+    def losses(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        return self.part.losses * self.weight
+
+    def error(self, form: str, dtype: str, k: int) -> float:
+        return self.weight * self.part.error(form, dtype, k)
 
 
 def within_bounds(offers: Offers, keep: float) -> dict[str, list[Option]]:
@@ -104,7 +112,7 @@ def measured(job: Job, cuts: Mapping[str, Cut], pieces: torch.Tensor, journal: J
                 value = divergence(dense, runner.onward(start, 0)[0])
                 model.module.set_submodule(name, module)
                 journal.put_number(name, value)
-            ((part, _),) = cut.parts([k])
+            ((part, *_),) = cut.parts("pair", [k])
             found[name] = Weighted(cut, value / max(part.losses[k], SMALLEST_TAIL * part.losses[0], _TINY))
     return found
 
@@ -134,7 +142,7 @@ def best_of_depths(
         small = model.copy()
         for name, option in options.items():
             if option.ranks:
-                small.assign_(name, cuts[name].factors(option.ranks))
+                small.assign_(name, option, cuts[name].factors(option.ranks))
         reached = divergence(dense, small.run(batch))
         if best is None or reached < best[0]:
             best = reached, options

@@ -7,11 +7,9 @@ SliceGPT; of "lems", the choice of ranks, for which it has other solvers. docs/d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
 
 from eckart._compress._plan import NATS, SQUARES
 from eckart._compress._reshape import DROP_LAYERS, SLICE, Reshape
@@ -20,6 +18,7 @@ from eckart.errors import UsageError
 if TYPE_CHECKING:
     from eckart._factorise import Cut, Spectrum
     from eckart.models._huggingface import HuggingFaceModel
+    from eckart.models._option import Option
     from eckart.models._taps import Gradients, Taps
 
 __all__ = [
@@ -33,7 +32,6 @@ __all__ = [
     "predicted_loss",
 ]
 
-Losses = Callable[["Spectrum"], "np.ndarray[tuple[int, ...], np.dtype[np.float64]]"]
 Metric = Callable[["Taps", str], tuple[Any, Any]]
 
 INPUT_SHRINKAGE = 0.02  # of the input Gram; flat from .005 to .1 on SmolLM2-135M
@@ -71,19 +69,20 @@ class Method:
     metric: from what was tapped, the Grams (inputs, outputs) in which a layer is truncated, None for I. inputs: whether
     it needs a calibration text. gradients: what it needs of a backward pass. ranks: "knapsack", the least predicted
     loss; "uniform", the same fraction of every layer; "by type", fractions by SVD-LLM v2's rule within layers of the
-    same type; "search", by divergences that are measured, as in LEMS. losses: from a truncation, the predicted loss
-    increase at ranks 0 … min(m, n). unit: what that is measured in. storage: what "auto" storage is, of the baselines
-    what their authors do. tables: whether it takes in an embedding and the head tied to it. correction: that which is
-    part of the method. shares: whether layers of the same type in adjacent blocks share a factor. reshape: where given,
-    what is done to the model as a whole; its layers stay as they are, and nothing else of the row matters but inputs.
+    same type; "search", by divergences that are measured, as in LEMS; "none", every layer is stored whole, in int8.
+    scale: of a truncation, the predicted loss increase that a squared error of 1 in its metric means. unit: what that
+    is measured in. storage: what "auto" storage is, of the baselines what their authors do. tables: whether it takes in
+    an embedding and the head tied to it. correction: that which is part of the method. shares: whether layers of the
+    same type in adjacent blocks share a factor. reshape: where given, what is done to the model as a whole; its layers
+    stay as they are, and nothing else of the row matters but inputs.
     """
 
     name: str
     metric: Metric
     inputs: bool
     gradients: Gradients
-    ranks: Literal["knapsack", "uniform", "by type", "search"]
-    losses: Losses
+    ranks: Literal["knapsack", "uniform", "by type", "search", "none"]
+    scale: Callable[[Spectrum], float]
     unit: str
     storage: str = "pair"
     tables: bool = False
@@ -97,26 +96,27 @@ class Method:
         return self.ranks in ("uniform", "by type")
 
 
-def predicted_loss(method: Method, cut: Cut, ranks: Sequence[int]) -> float:
-    """Return the loss increase that a method predicts of a layer at the ranks of an option, () for a dense one."""
-    return sum(float(method.losses(part)[k]) for part, k in cut.parts(ranks)) if ranks else 0.0
+def predicted_loss(method: Method, cut: Cut, option: Option) -> float:
+    """Return the loss increase that a method predicts of a layer stored as an option: truncated, and rounded."""
+    parts = cut.parts(option.format, option.ranks)
+    return sum(method.scale(part) * part.error(form, option.dtype, k) for part, form, k in parts)
 
 
-def _second_order(cut: Spectrum) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    """½ Σ_{i>k} s_i²: second-order term of the mean next-token loss, its Hessian taken as the Fisher matrix Γ ⊗ G."""
-    return cut.losses / 2
+def _second_order(cut: Spectrum) -> float:
+    """½ ‖Yᵀ δW X‖²: second-order term of the mean next-token loss, its Hessian taken as the Fisher matrix Γ ⊗ G."""
+    return 0.5
 
 
-def _squared(cut: Spectrum) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    """Σ_{i>k} s_i², as it is: with probes of the outputs, the mean squared change of one, its Gauss–Newton matrix taken
+def _squared(cut: Spectrum) -> float:
+    """‖Yᵀ δW X‖², as it is: with probes of the outputs, the mean squared change of one, its Gauss–Newton matrix taken
     as Γ ⊗ G.
     """
-    return cut.losses
+    return 1.0
 
 
-def _relative(cut: Spectrum) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    """Σ_{i>k} s_i² / Σ s_i²: comparable between layers in form only, not in effect."""
-    return cut.losses / cut.losses[0] if cut.losses[0] > 0 else cut.losses
+def _relative(cut: Spectrum) -> float:
+    """‖Yᵀ δW X‖² / ‖Yᵀ W X‖²: comparable between layers in form only, not in effect."""
+    return 1 / float(cut.losses[0]) if cut.losses[0] > 0 else 1.0
 
 
 def _weights_alone(taps: Taps, name: str) -> tuple[Any, Any]:
@@ -150,11 +150,13 @@ def _fwsvd(taps: Taps, name: str) -> tuple[Any, Any]:
 _OUTPUT, _WEIGHT = "squared relative output error", "squared relative weight error"
 _MEASURED = "nats a token, measured at one rank and scaled"
 _TABLE = (
-    #      name          metric                        inputs gradients  ranks       losses         unit
+    #      name          metric                        inputs gradients  ranks       scale          unit
     Method("two-sided", _two_sided(INPUT_SHRINKAGE, GRADIENT_SHRINKAGE), True, "all", "knapsack", _second_order,
            NATS, storage="auto", tables=True),
     Method("input",      _inputs(INPUT_SHRINKAGE),     True,  "none",    "knapsack", _relative,     _OUTPUT, "auto"),
     Method("plain",      _weights_alone,               False, "none",    "uniform",  _relative,     _WEIGHT),
+    Method("int8",       _weights_alone,               False, "none",    "none",     _relative,     _WEIGHT,
+           tables=True),
     Method("fwsvd",      _fwsvd,                       True,  "weights", "uniform",  _relative,     _WEIGHT),
     Method("asvd",       _asvd,                        True,  "none",    "uniform",  _relative,     _WEIGHT),
     Method("svd-llm",    _inputs(0.0),                 True,  "none",    "uniform",  _relative,     _OUTPUT),
@@ -188,7 +190,7 @@ def choose_method(name: str, loss: str, model: HuggingFaceModel) -> Method:
     if loss != "auto" and method.unit != NATS:
         raise UsageError(f"method {name!r} asks for no loss, so loss= has no meaning", fix="method='two-sided'")
     if loss == "outputs" or (loss == "auto" and method.unit == NATS and not model.predicts_next_token):
-        return replace(method, losses=_squared, unit=SQUARES, tables=False)
+        return replace(method, scale=_squared, unit=SQUARES, tables=False)
     if method.gradients != "none" and not model.predicts_next_token:
         raise UsageError(
             f"{type(model.module).__name__} has no next-token loss, which method {name!r} or loss= asks for",

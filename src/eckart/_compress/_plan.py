@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ ADDITIVE_UNITS = (NATS, SQUARES)  # relative errors of different layers have no 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What one layer becomes. loss_increase: predicted, in the plan's unit; None where it was not worked out.
+    """What one layer becomes. dense: what it is where it stays as it is. loss_increase: predicted, in the plan's unit,
+    beside that; None where it was not worked out.
 
     relative_error: predicted ‖output change‖ / ‖output‖ in the plan's metric. kept: why it had to stay dense, or "".
     table: whether it is an embedding, whose rows have ranks by groups. saved_ms: how much less time than when dense it
@@ -34,6 +35,7 @@ class LayerPlan:
     columns: int
     bias: bool
     option: Option
+    dense: Option
     loss_increase: float | None = None
     relative_error: float | None = None
     kept: str = ""
@@ -41,8 +43,9 @@ class LayerPlan:
     saved_ms: Mapping[str, float] | None = None
 
     @property
-    def dense(self) -> Option:
-        return dense(self.rows, self.columns, self.bias, self.option.dtype)
+    def changes(self) -> bool:
+        """Whether anything is done to it: in int8 a layer changes though it is not factored."""
+        return self.option != self.dense
 
     @property
     def break_even_rank(self) -> float:
@@ -94,7 +97,7 @@ class Plan:
     @property
     def options(self) -> dict[str, Option]:
         """The layers that change, and into what."""
-        return {layer.name: layer.option for layer in self.layers if layer.option.format != "dense"}
+        return {layer.name: layer.option for layer in self.layers if layer.changes}
 
     @property
     def keep_reached(self) -> float:
@@ -105,7 +108,7 @@ class Plan:
         """Sum over the layers; None where a layer's is not known, or losses in this unit do not add up."""
         if self.unit not in ADDITIVE_UNITS or self.change is not None:
             return None
-        parts = [layer.loss_increase for layer in self.layers if layer.option.format != "dense"]
+        parts = [layer.loss_increase for layer in self.layers if layer.changes]
         return None if any(part is None for part in parts) else sum(part for part in parts if part is not None)
 
     @property
@@ -118,18 +121,25 @@ class Plan:
         return {phase: ms - sum(part[phase] for part in known) for phase, ms in self.timing.before_ms.items()}
 
     def with_rank(self, name: str, k: int | None) -> Plan:
-        """Return this plan with one layer at rank k, or dense where k is None; the totals follow, its loss is unknown.
+        """Return this plan with one layer at rank k, or as it was where k is None.
 
-        It keeps its format; a dense layer becomes a factor pair, and of an embedding all groups of rows get this rank.
-        Layers that share a factor change together.
-        The bytes are those of the numbers that change; `compress` recomputes the files' exact size.
+        It keeps its format and type; a dense layer becomes a factor pair, and of an embedding all groups of rows get
+        this rank. The totals follow: the bytes are those of the numbers that change, and `compress` recomputes the
+        files' exact size; the layer's loss is unknown. Layers that share a factor change together.
         """
+        return self._with(name, lambda layer: _at_rank(layer, k))
+
+    def with_dtype(self, name: str, dtype: str) -> Plan:
+        """Return this plan with one layer stored in another type, "int8" among them; the rest as in `with_rank`."""
+        return self._with(name, lambda layer: layer.option.stored_as(dtype, layer.rows, layer.columns, layer.bias))
+
+    def _with(self, name: str, option_of: Callable[[LayerPlan], Option]) -> Plan:
         found = [layer for layer in self.layers if layer.name == name]
         if not found:
             raise UsageError(f"the plan has no layer {name!r}", fix=f"for example {self.layers[0].name!r}")
         owner = found[0].option.down_of or name
         changed = {
-            layer.name: (layer.option, _at_rank(layer, k, self.dtype))
+            layer.name: (layer.option, _unpredicted(replace(layer, option=option_of(layer))))
             for layer in self.layers
             if owner in (layer.name, layer.option.down_of)
         }
@@ -179,7 +189,7 @@ class Plan:
             found = value.get("schema") if isinstance(value, Mapping) else type(value).__name__
             raise InputError(f"not a plan that this Eckart reads: schema {found!r}, expected {SCHEMA!r}")
         try:
-            written = tuple(_layer_from_json(layer) for layer in value["layers"])
+            written = tuple(_layer_from_json(layer, str(value["dtype"])) for layer in value["layers"])
             layers = tuple(layer for layer, _ in written)
             more_params = sum(layer.option.params - old["params"] for layer, old in written)
             more_bytes = sum(layer.option.bytes - old["bytes"] for layer, old in written)
@@ -210,14 +220,15 @@ class Plan:
 
     def summary(self) -> str:
         """Return the totals in one line."""
-        dense = len(self.layers) - len(self.options)
+        options = self.options.values()
+        factored, rounded = sum(bool(option.ranks) for option in options), _in_int8(options)
         line = (
             f"{self.method}: {self.parameters_before:,} -> {self.parameters_after:,} parameters "
             f"({self.keep_reached:.2%}), {self.bytes_before:,} -> {self.bytes_after:,} bytes in {self.dtype}, "
         )
         if self.change is not None:
             return line + " ".join(f"{what} {value}" for what, value in self.change.items())
-        line += f"{len(self.options)} layers factored, {dense} left dense"
+        line += f"{factored} layers factored{rounded}, {len(self.layers) - len(options)} left as they are"
         after = self.after_ms
         if self.timing is not None:
             units = {"prefill": f"ms for {self.timing.prefill_tokens} tokens", "decode": "ms a token"}
@@ -232,32 +243,41 @@ class Plan:
         phases = () if self.timing is None else tuple(self.timing.before_ms)
         lines = [
             self.summary(),
-            f"{'layer':44} {'shape':>13} {'becomes':>10} {'params':>11} {'loss +':>10}"
+            f"{'layer':44} {'shape':>13} {'becomes':>14} {'params':>11} {'loss +':>10}"
             + "".join(f" {f'{phase} ms':>11}" for phase in phases),
         ]
         for layer in self.layers:
-            becomes = f"{layer.option.format} {'/'.join(map(str, layer.option.ranks))}".rstrip()
+            dtype = "" if layer.option.dtype == self.dtype else layer.option.dtype
+            becomes = " ".join(filter(None, (layer.option.format, "/".join(map(str, layer.option.ranks)), dtype)))
             loss = "" if layer.loss_increase is None else f"{layer.loss_increase:.2e}"
             saved = ["" if layer.saved_ms is None else f"{-layer.saved_ms[phase]:+.4f}" for phase in phases]
             lines.append(
-                f"{layer.name:44} {f'{layer.rows} x {layer.columns}':>13} {becomes:>10} {layer.option.params:>11,} "
+                f"{layer.name:44} {f'{layer.rows} x {layer.columns}':>13} {becomes:>14} {layer.option.params:>11,} "
                 f"{loss:>10}{''.join(f' {ms:>11}' for ms in saved)}  {layer.kept}".rstrip()
             )
         return "\n".join(lines)
 
 
-def _at_rank(layer: LayerPlan, k: int | None, dtype: str) -> LayerPlan:
-    rows, columns, bias, form = layer.rows, layer.columns, layer.bias, layer.option.format
+def _at_rank(layer: LayerPlan, k: int | None) -> Option:
+    rows, columns, bias, form, dtype = layer.rows, layer.columns, layer.bias, layer.option.format, layer.option.dtype
     if k is None:
-        option = layer.dense
-    elif layer.table:
-        option = grouped(rows, columns, dtype, [k] * len(group_sizes(rows)))
-    elif form == "shared":
-        option = shared(rows, columns, bias, dtype, k, layer.option.down_of)
-    else:
-        option = factored("pair" if form == "dense" else form, rows, columns, bias, dtype, k)
-    known = None if k else 0.0
-    return replace(layer, option=option, loss_increase=known, relative_error=known, saved_ms=None)
+        return layer.dense
+    if layer.table:
+        return grouped(rows, columns, dtype, [k] * len(group_sizes(rows)))
+    if form == "shared":
+        return shared(rows, columns, bias, dtype, k, layer.option.down_of)
+    return factored("pair" if form == "dense" else form, rows, columns, bias, dtype, k)
+
+
+def _unpredicted(layer: LayerPlan) -> LayerPlan:
+    """Return a layer whose option was changed by hand."""
+    loss = None if layer.changes else 0.0
+    return replace(layer, loss_increase=loss, relative_error=loss, saved_ms=None)
+
+
+def _in_int8(options: Collection[Option]) -> str:
+    count = sum(option.dtype == "int8" for option in options)
+    return f", {count} in int8" if count else ""
 
 
 def _layer_to_json(layer: LayerPlan) -> dict[str, Any]:
@@ -270,6 +290,7 @@ def _layer_to_json(layer: LayerPlan) -> dict[str, Any]:
         "table": layer.table,
         "option": layer.option.to_json(),
         "planned_ranks": list(layer.option.ranks),
+        "planned_dtype": layer.option.dtype,
         "params": layer.option.params,
         "params_before": layer.dense.params,
         "bytes": layer.option.bytes,
@@ -280,25 +301,26 @@ def _layer_to_json(layer: LayerPlan) -> dict[str, Any]:
     }
 
 
-def _layer_from_json(value: Mapping[str, Any]) -> tuple[LayerPlan, Mapping[str, Any]]:
-    """Return the layer, and what was written of it; an edited rank loses its prediction."""
+def _layer_from_json(value: Mapping[str, Any], dtype: str) -> tuple[LayerPlan, Mapping[str, Any]]:
+    """Return the layer, and what was written of it; an edited rank or type loses its prediction. dtype: the plan's."""
     rows, columns, bias = int(value["rows"]), int(value["columns"]), bool(value["bias"])
     option = read_option(value["option"], rows, columns, bias)
-    edited = list(option.ranks) != value["planned_ranks"]
-    saved = None if edited or option.params != value["params"] else value.get("saved_ms")  # params: its format was
+    edited = (list(option.ranks), option.dtype) != (value["planned_ranks"], value["planned_dtype"])
+    saved = None if option.params != value["params"] else value.get("saved_ms")  # params: its format was edited
     layer = LayerPlan(
         name=str(value["name"]),
         rows=rows,
         columns=columns,
         bias=bias,
         option=option,
-        loss_increase=None if edited else value["loss_increase"],
-        relative_error=None if edited else value["relative_error"],
+        dense=dense(rows, columns, bias, dtype),
+        loss_increase=value["loss_increase"],
+        relative_error=value["relative_error"],
         kept=str(value["kept"]),
         table=bool(value.get("table", False)),
         saved_ms=None if saved is None else {str(phase): float(ms) for phase, ms in saved.items()},
     )
-    return layer, value
+    return (_unpredicted(layer) if edited else layer), value
 
 
 def _timing_from_json(value: Mapping[str, Any] | None) -> Timing | None:

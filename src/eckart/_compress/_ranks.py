@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from eckart._compress._allocate import Choices, least_loss, least_loss_exactly, least_loss_within_both
-from eckart._compress._methods import Method
+from eckart._compress._methods import Method, predicted_loss
 from eckart._compress._tables import StoredTable, ranks_of_group
 from eckart._factorise import Cut
 from eckart.errors import BudgetError, UsageError
 from eckart.models._model import Layer
-from eckart.models._option import RANK_STEP, Option, group_sizes, grouped, largest_useful_rank
+from eckart.models._option import RANK_STEP, Option, group_bytes, group_sizes, grouped, largest_useful_rank
 
 __all__ = [
     "Limit",
@@ -161,11 +161,9 @@ def choose_ranks_by_loss(
 
 
 def _choices(name: str, options: Sequence[Option], cut: Cut, method: Method, price: Price) -> Choices:
-    smallest = options[-1].ranks  # () where nothing but dense is on offer
-    by_rank = [method.losses(part) for part, _ in cut.parts(smallest)] if smallest else []
-    places = [[k for _, k in cut.parts(option.ranks)] if option.ranks else [] for option in options]
-    losses = [sum(float(some[k]) for some, k in zip(by_rank, ks, strict=False)) for ks in places]
-    return Choices(_costs(name, options, price), np.array(losses))
+    """Return costs and losses of the options; the first of them is the layer as it stays, beside which losses count."""
+    losses = np.array([predicted_loss(method, cut, option) for option in options])
+    return Choices(_costs(name, options, price), losses - losses[0])
 
 
 def _costs(name: str, options: Sequence[Option], price: Price) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -173,44 +171,48 @@ def _costs(name: str, options: Sequence[Option], price: Price) -> np.ndarray[Any
 
 
 def _with_tables(offers: Offers, cuts: Mapping[str, Cut], method: Method) -> Offers:
-    """Return the offers with those of tables completed: what is best at some price a number stored."""
+    """Return the offers with those of tables completed: what is best at some price of a byte."""
     return {
-        name: _best_of_groups(options, cuts[name], method) if options[-1].format == "grouped" else options
+        name: [better for option in options for better in _best_of_groups(option, cuts[name], method)]
         for name, options in offers.items()
     }
 
 
-def _best_of_groups(options: Sequence[Option], cut: Cut, method: Method) -> list[Option]:
-    """Return dense, then table options from the largest to the smallest: each takes one more step in one group.
+def _best_of_groups(least: Option, cut: Cut, method: Method) -> list[Option]:
+    """Return, for a table's smallest option of some type, options from the largest to it: each takes one more step in
+    one group. Another option is returned alone.
 
-    The steps of a group go down the lower convex hull of its losses over its costs; all are taken in the order of what
-    they lose a unit of cost, which visits the Lagrangian's choices at every multiplier.
+    The steps of a group go down the lower convex hull of its losses over its bytes; all are taken in the order of what
+    they lose a byte, which visits the Lagrangian's choices at every multiplier.
     """
+    if least.format != "grouped":
+        return [least]
     assert isinstance(cut, StoredTable)
-    whole, least, sizes = options[0], options[-1], group_sizes(len(cut.weight))
-    columns = whole.params // sum(sizes)
-    by_rank = [method.losses(part) for part, _ in cut.parts(least.ranks)]
+    (rows, columns), dtype = cut.weight.shape, least.dtype
+    sizes = group_sizes(rows)
+
+    def point(g: int, k: int) -> tuple[float, float, int]:
+        part, form, place = cut.parts("grouped", [k] * len(sizes))[g]
+        return group_bytes(sizes[g], columns, dtype, k), method.scale(part) * part.error(form, dtype, place), k
+
     steps: list[tuple[float, int, int]] = []
-    for g, (size, losses) in enumerate(zip(sizes, by_rank, strict=True)):
-        points = [(size * columns, 0.0, columns)]
-        points += [
-            (k * (size + columns), float(losses[min(k, len(losses) - 1)]), k)
-            for k in reversed(ranks_of_group(size, columns)[:-1])
-        ]
+    for g, size in enumerate(sizes):
+        points = [point(g, k) for k in reversed(ranks_of_group(size, columns))]
         hull = points[:1]
-        for point in points[1:]:
-            while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], point):
+        for next_point in points[1:]:
+            while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], next_point):
                 hull.pop()
-            hull.append(point)
+            hull.append(next_point)
         steps += [(_slope(a, b), g, b[2]) for a, b in pairwise(hull)]
-    ranks, found = [columns] * len(sizes), [whole]
+    ranks, found = [columns] * len(sizes), []
     for _, g, k in sorted(steps, key=lambda step: step[:1]):
         ranks[g] = k
-        found.append(grouped(sum(sizes), columns, whole.dtype, ranks))
+        found.append(grouped(rows, columns, dtype, ranks))
     return found
 
 
 def _slope(larger: tuple[float, float, int], smaller: tuple[float, float, int]) -> float:
+    """Return what the step from one point (bytes, loss, rank) to the next loses a byte."""
     return (smaller[1] - larger[1]) / (larger[0] - smaller[0])
 
 
@@ -226,9 +228,9 @@ def _shares_by_type(offers: Offers, cuts: Mapping[str, Cut], budget: float, pric
         types.setdefault(name.rpartition(".")[2], []).append(name)
     shares = dict.fromkeys(offers, 1.0)
     for names in types.values():
-        ranks = [(_largest(name, offers[name], fraction, price).ranks or (-1,))[0] for name in names]
-        pairs = [pair for name, k in zip(names, ranks, strict=True) for pair in cuts[name].parts([k])]
-        losses = np.array([part.losses[k] ** 0.5 for part, k in pairs])
+        chosen = [(name, _largest(name, offers[name], fraction, price)) for name in names]
+        parts = [part for name, option in chosen for part in cuts[name].parts(option.format, option.ranks)]
+        losses = np.array([part.losses[k] ** 0.5 for part, _, k in parts])
         with np.errstate(divide="ignore", invalid="ignore"):
             scores = 1 / np.log(losses)
         if np.isfinite(scores).all() and (scores > 0).all():

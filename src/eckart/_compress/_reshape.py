@@ -98,7 +98,7 @@ def reshaped(job: Job, given: Plan | None) -> HuggingFaceModel:
 def _unchanged(job: Job, name: str) -> LayerPlan:
     layer, option = job.model.layers()[name], job.model.options(name, job.dtype, {})[0]
     why = "left to the change of the whole model"
-    return LayerPlan(name, layer.rows, layer.columns, layer.bias, option, kept=why, table=layer.table)
+    return LayerPlan(name, layer.rows, layer.columns, layer.bias, option, option, kept=why, table=layer.table)
 
 
 # Blocks left out, those first that change their input least: ShortGPT (Men et al., arXiv 2403.03853).

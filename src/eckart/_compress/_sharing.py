@@ -77,8 +77,8 @@ class StoredMember:
     rows: slice
     first: bool
 
-    def parts(self, ranks: Sequence[int]) -> list[tuple[Spectrum, int]]:
-        return self.stack.parts(ranks) if self.first else []
+    def parts(self, form: str, ranks: Sequence[int]) -> list[tuple[Spectrum, str, int]]:
+        return self.stack.parts(form, ranks) if self.first else []
 
     def factors(self, ranks: Sequence[int]) -> Pair:
         pair = self.stack.factors(ranks)

@@ -40,8 +40,12 @@ class StoredTable:
     rows: tuple[torch.Tensor, ...]
     cuts: tuple[StoredTruncation, ...]
 
-    def parts(self, ranks: Sequence[int]) -> list[tuple[Spectrum, int]]:
-        return [(cut, min(k, len(cut.losses) - 1)) for cut, k in zip(self.cuts, ranks, strict=True)]
+    def parts(self, form: str, ranks: Sequence[int]) -> list[tuple[Spectrum, str, int]]:
+        columns = self.weight.shape[1]
+        return [
+            (cut, "dense" if k == columns else "pair", min(k, len(cut.s)))
+            for cut, k in zip(self.cuts, ranks or [columns] * len(self.cuts), strict=True)
+        ]
 
     def factors(self, ranks: Sequence[int]) -> RowGroups:
         """Return the groups at these ranks; one of all columns stays as it is."""

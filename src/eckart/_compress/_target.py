@@ -57,9 +57,19 @@ def as_effort(recover: float | str) -> Effort:
 
 
 def as_target(
-    keep: float | None, size: str | int | None, loss: float | None, cost: str, workload: str = "both"
+    keep: float | None, size: str | int | None, loss: float | None, cost: str, method: str, workload: str = "both"
 ) -> Target:
-    """Return the target that these arguments of `compress` set; UsageError unless it is one, or a size and a time."""
+    """Return the target that these arguments of `compress` set; UsageError unless it is one, or a size and a time.
+
+    Method "int8" has but one result, and takes none.
+    """
+    if method == "int8":
+        if (keep, size, loss, cost, workload) != (None, None, None, "params", "both"):
+            raise UsageError(
+                "method 'int8' stores every layer in int8, which has one size",
+                fix="drop keep=, size=, max_loss_increase= and cost=, or the method",
+            )
+        return Target("bytes")
     if sum(value is not None for value in (keep, None if cost == "ms" and keep is not None else size, loss)) != 1:
         raise UsageError("give one of keep= (a fraction), size= (of the weight files), max_loss_increase= and plan=")
     if keep is not None and not 0 < keep <= 1:

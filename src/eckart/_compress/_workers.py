@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from eckart._factorise import Truncation, truncation
+from eckart._rounding import Rounding, rounding
 from eckart.errors import EckartError, MissingExtraError, UsageError
 
 if TYPE_CHECKING:
@@ -38,16 +39,17 @@ class Crew:
 
     def truncation(
         self, weight: torch.Tensor, inputs: torch.Tensor | None, outputs: torch.Tensor | None, keep_rank: int
-    ) -> Truncation:
-        """Return `truncation(…).stored()`; called in a thread of the pool. EckartError: the worker was lost."""
-        import torch
+    ) -> tuple[Truncation, Rounding]:
+        """Return `truncation(…).stored()` and what rounding it costs; called in a thread of the pool.
 
+        EckartError: the worker was lost.
+        """
         weight = weight.contiguous()  # what is sent arrives so, and products of transposed matrices round otherwise
         if self.submit is None:
-            return truncation(weight, inputs=inputs, outputs=outputs, keep_rank=keep_rank).stored()
+            return _truncated(weight, inputs, outputs, keep_rank)
         arrays = (None if part is None else part.numpy() for part in (weight, inputs, outputs))
-        s, up, down = self.submit(_truncated, _facts(), *arrays, keep_rank).result()
-        return Truncation(s, torch.from_numpy(up), torch.from_numpy(down))
+        found: tuple[Truncation, Rounding] = self.submit(_truncated_there, _facts(), *arrays, keep_rank).result()
+        return found
 
 
 def check_workers(workers: Any, device: Any) -> None:
@@ -160,8 +162,15 @@ def _dask(workers: Any) -> Iterator[Crew]:
             ) from error
 
 
-def _truncated(facts: str, weight: Any, inputs: Any, outputs: Any, keep_rank: int) -> tuple[Any, Any, Any]:
-    """Return the parts of a stored truncation as arrays: what a worker does."""
+def _truncated(
+    weight: torch.Tensor, inputs: torch.Tensor | None, outputs: torch.Tensor | None, keep_rank: int
+) -> tuple[Truncation, Rounding]:
+    found = truncation(weight, inputs=inputs, outputs=outputs, keep_rank=keep_rank)
+    return found.stored(), rounding(weight, found, inputs=inputs, outputs=outputs)
+
+
+def _truncated_there(facts: str, weight: Any, inputs: Any, outputs: Any, keep_rank: int) -> tuple[Truncation, Rounding]:
+    """Return the same from arrays: what a worker does."""
     import torch
 
     if (here := _facts()) != facts:
@@ -174,10 +183,9 @@ def _truncated(facts: str, weight: Any, inputs: Any, outputs: Any, keep_rank: in
     try:
         w, x, y = (None if part is None else torch.tensor(part) for part in (weight, inputs, outputs))
         assert w is not None
-        cut = truncation(w, inputs=x, outputs=y, keep_rank=keep_rank).stored()
+        return _truncated(w, x, y, keep_rank)
     finally:
         torch.set_num_threads(threads)
-    return cut.s, cut.up.numpy(), cut.down.numpy()
 
 
 def _facts() -> str:

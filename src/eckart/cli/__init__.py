@@ -52,8 +52,9 @@ Workload = Annotated[
 Method = Annotated[
     str,
     typer.Option(
-        help="auto, two-sided, input, plain; or a published baseline: fwsvd, asvd, svd-llm, svd-llm-update, "
-        "svd-llm-v2, mpifa, basis-sharing, kfac, lems, drop-layers, slicegpt."
+        help="auto, two-sided, input, plain; a published baseline: fwsvd, asvd, svd-llm, svd-llm-update, svd-llm-v2, "
+        "mpifa, basis-sharing, kfac, lems, drop-layers, slicegpt; or int8: round every layer and truncate none, "
+        "without --keep."
     ),
 ]
 Loss = Annotated[
@@ -76,7 +77,13 @@ Layers = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option(help="Layer names to change: shell patterns, or re:…; a leading ! excludes. May be repeated."),
 ]
-Dtype = Annotated[Optional[str], typer.Option(help="Of the saved weights; default: the source's.")]  # noqa: UP045
+Dtype = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        help="Of the saved weights; default: the source's. Several, as float16,int8: each layer takes the best, what "
+        "stays the first; where bytes are counted, int8 is one by default."
+    ),
+]
 Tokens = Annotated[int, typer.Option(min=2, help="Calibration tokens.")]
 Context = Annotated[int, typer.Option(min=2, help="Tokens a piece of text; perplexity depends on it.")]
 EvaluateTokens = Annotated[

@@ -8,6 +8,7 @@ every class of transformers refuses the folder; none fills layers with random nu
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from eckart.errors import InputError, MissingExtraError
-from eckart.models._layers import layer_type, placeholder
+from eckart.models._factored_layers import FactoredLayer
+from eckart.models._layers import layer_type, placeholder, shape_of
 from eckart.models._option import Option, read_option
 from eckart.models._shared import share_downs_
-from eckart.models._table import FactoredTable, tie_head_, tied_head
+from eckart.models._table import tie_head_, tied_head
 
 __all__ = ["PREFIX", "STEM", "factored_config", "factored_model", "register", "swap_layers"]
 
@@ -58,6 +60,7 @@ def factored_model(base: type[PreTrainedModel], model_type: str) -> type[PreTrai
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         base.__init__(self, config, *args, **kwargs)
         swap_layers(self, _options_of(config))
+        self._tied_weights_keys = _found_in(self, self._tied_weights_keys or {})
         self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
 
     def get_expanded_tied_weights_keys(self: Any, all_submodels: bool = False) -> dict[str, str]:
@@ -98,13 +101,12 @@ def swap_layers(module: Any, options: dict[str, Any]) -> None:
         kind = layer_type(known[name]) if name in known else None
         if kind is None:
             raise InputError(f"config.json names the factored layer {full_name!r}, which this architecture lacks")
-        (rows, columns), bias = kind.matrix(known[name]).shape, getattr(known[name], "bias", None) is not None
-        option = read_option(value, rows, columns, bias)
+        option = read_option(value, *shape_of(known[name]))
         module.set_submodule(name, placeholder(known[name], option))
         if option.down_of:
             owners[name] = within(option.down_of)
     share_downs_(module, owners)
-    if head and isinstance(module.get_input_embeddings(), FactoredTable):
+    if head and isinstance(module.get_input_embeddings(), FactoredLayer):
         tie_head_(module, head)
 
 
@@ -119,6 +121,16 @@ def register() -> None:
         raise MissingExtraError("transformers>=5.23,<6", "hf", "loading factored models")
     if not isinstance(CONFIG_MAPPING._extra_content, _LazyConfigs):
         CONFIG_MAPPING._extra_content = _LazyConfigs(CONFIG_MAPPING._extra_content)
+
+
+def _found_in(module: Any, tied: dict[str, str]) -> dict[str, str]:
+    """Return those patterns of tied names that still match something; of others transformers makes an error."""
+    there = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+    return {
+        target: source
+        for target, source in tied.items()
+        if all(any(re.match(pattern, name) for name in there) for pattern in (target, source))
+    }
 
 
 class _LazyConfigs(dict[str, Any]):

@@ -1,4 +1,4 @@
-"""Modules that do a linear layer's work in fewer numbers."""
+"""Modules that do a linear layer's work in fewer numbers, or in shorter ones."""
 
 from __future__ import annotations
 
@@ -9,12 +9,27 @@ from torch import nn
 from torch.nn import functional
 
 from eckart._factorise import Pair, pivoted
+from eckart._rounding import int8_rows
 
-__all__ = ["FactorPair", "FactoredLayer", "PivotingFactorization", "frozen"]
+__all__ = [
+    "FactorPair",
+    "FactoredLayer",
+    "Int8Linear",
+    "Matrix",
+    "PivotingFactorization",
+    "entries",
+    "filled",
+    "frozen",
+    "linear",
+    "matrix",
+    "permute_",
+    "set_",
+    "times",
+]
 
 
 class FactoredLayer(nn.Module):
-    """y = W x (+ b) with W (out_features, in_features) stored in fewer numbers."""
+    """y = W x (+ b) with W (out_features, in_features) stored in fewer numbers, or in shorter ones."""
 
     def __init__(self, rows: int, columns: int) -> None:
         super().__init__()
@@ -34,8 +49,8 @@ class FactoredLayer(nn.Module):
         """How many of the stored numbers are no parameters, but an order of rows."""
         return 0
 
-    def fill_(self, pair: Pair, bias: torch.Tensor | None) -> None:
-        """Take the values of W_k = up @ down and of the bias."""
+    def fill_(self, factors: Any, bias: torch.Tensor | None) -> None:
+        """Take the values of what stands for W, a Pair unless the class says otherwise, and of the bias."""
         raise NotImplementedError
 
     def reorder_(self, axis: int, places: torch.Tensor) -> None:
@@ -43,13 +58,113 @@ class FactoredLayer(nn.Module):
         raise NotImplementedError
 
 
+BLOCK = 2**17  # entries that are made floating-point numbers at once: 512 kB stay in a core's cache
+
+
+class Int8Linear(FactoredLayer):
+    """y = scales * (values x) (+ b): a matrix in int8 with one scale a row.
+
+    It takes the arguments of nn.Linear; dtype is that of scales and bias, in which it computes, on any device. On a CPU
+    the integers are converted a block of rows at a time: with float32 inputs that takes about the time of a float32
+    layer, where a copy of the whole takes up to ten times as much. (torch's own product, _weight_int8pack_mm, has no
+    vectors for float32, and reads past the end of a bfloat16 matrix whose width is no multiple of 16.)
+    """
+
+    def __init__(self, columns: int, rows: int, bias: bool = True, **where: Any) -> None:
+        super().__init__(rows, columns)
+        self.values = frozen(torch.empty(rows, columns, dtype=torch.int8, device=where.get("device")))
+        self.scales = frozen(torch.empty(rows, **where))
+        self.bias = frozen(torch.empty(rows, **where)) if bias else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.multiply(x)
+
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        """Return W x (+ b) for rows x, (…, n)."""
+        if x.dtype == torch.float16:  # whose range the sums before scaling could leave
+            return functional.linear(x, self.weight.to(x.dtype), self.bias)
+        blocks = self.values.split(max(1, BLOCK // max(1, self.in_features)))
+        y = torch.cat([functional.linear(x, block.to(x.dtype)) for block in blocks], dim=-1) * self.scales
+        return y if self.bias is None else y + self.bias
+
+    def rows(self, indices: torch.Tensor) -> torch.Tensor:
+        """Return rows of W, (…, n), for indices, (…)."""
+        return functional.embedding(indices, self.values) * self.scales[indices][..., None]
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.values * self.scales[:, None]
+
+    @property
+    def has_bias(self) -> bool:
+        return self.bias is not None
+
+    def fill_(self, factors: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """Take the values of W itself, rounded to nearest, and of the bias."""
+        values, scales = int8_rows(factors)
+        self.values, self.scales = frozen(values), frozen(scales.to(self.scales.dtype))
+        if bias is not None:
+            self.bias = frozen(bias)
+
+    def reorder_(self, axis: int, places: torch.Tensor) -> None:
+        permute_(self, axis, places)
+
+
+Matrix = nn.Parameter | Int8Linear  # what a factor is stored as
+
+
+def matrix(rows: int, columns: int, *, int8: bool, **where: Any) -> Matrix:
+    """Return a factor whose values are still unset."""
+    return Int8Linear(columns, rows, bias=False, **where) if int8 else frozen(torch.empty(rows, columns, **where))
+
+
+def filled(factor: Matrix, values: torch.Tensor) -> Matrix:
+    """Return the factor with these values, in the type that it has."""
+    if isinstance(factor, Int8Linear):
+        factor.fill_(values, None)
+        return factor
+    return frozen(values.to(factor.dtype))
+
+
+def times(x: torch.Tensor, factor: Matrix) -> torch.Tensor:
+    """Return x, (…, columns), times the transpose of a factor."""
+    return factor(x) if isinstance(factor, Int8Linear) else functional.linear(x, factor)
+
+
+def entries(factor: Matrix) -> torch.Tensor:
+    """Return the values of a factor, (rows, columns)."""
+    return factor.weight if isinstance(factor, Int8Linear) else factor
+
+
+def linear(columns: int, rows: int, bias: bool, *, int8: bool, **where: Any) -> nn.Linear | Int8Linear:
+    """Return a linear layer whose values are still unset."""
+    return (Int8Linear if int8 else nn.Linear)(columns, rows, bias=bias, **where)
+
+
+def set_(layer: nn.Linear | Int8Linear, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+    """Give a linear layer its values, in the type that it has."""
+    if isinstance(layer, Int8Linear):
+        layer.fill_(weight, bias)
+        return
+    layer.weight = frozen(weight.to(layer.weight.dtype))
+    if bias is not None:
+        layer.bias = frozen(bias)
+
+
+def permute_(layer: nn.Linear | Int8Linear, axis: int, places: torch.Tensor) -> None:
+    """Give a linear layer its rows, and what goes with them (axis 0), or its columns (axis 1) in another order."""
+    for leaf in ("values" if isinstance(layer, Int8Linear) else "weight", *(("scales", "bias") if axis == 0 else ())):
+        if (tensor := getattr(layer, leaf, None)) is not None:
+            setattr(layer, leaf, frozen(tensor.index_select(axis, places)))
+
+
 class FactorPair(FactoredLayer):
     """y = up(down(x)): a linear layer of rank k in k(m + n) numbers."""
 
-    def __init__(self, rows: int, columns: int, k: int, bias: bool, **where: Any) -> None:
+    def __init__(self, rows: int, columns: int, k: int, bias: bool, *, int8: bool = False, **where: Any) -> None:
         super().__init__(rows, columns)
-        self.down = nn.Linear(columns, k, bias=False, **where)
-        self.up = nn.Linear(k, rows, bias=bias, **where)
+        self.down = linear(columns, k, bias=False, int8=int8, **where)
+        self.up = linear(k, rows, bias=bias, int8=int8, **where)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         down, up = _bare(self._modules["down"]), _bare(self._modules["up"])
@@ -66,19 +181,12 @@ class FactorPair(FactoredLayer):
     def has_bias(self) -> bool:
         return self.up.bias is not None
 
-    def fill_(self, pair: Pair, bias: torch.Tensor | None) -> None:
-        self.down.weight = frozen(pair.down.to(self.down.weight.dtype))
-        self.up.weight = frozen(pair.up.to(self.up.weight.dtype))
-        if bias is not None:
-            self.up.bias = frozen(bias)
+    def fill_(self, factors: Pair, bias: torch.Tensor | None) -> None:
+        set_(self.down, factors.down)
+        set_(self.up, factors.up, bias)
 
     def reorder_(self, axis: int, places: torch.Tensor) -> None:
-        if axis == 1:
-            self.down.weight = frozen(self.down.weight[:, places])
-            return
-        self.up.weight = frozen(self.up.weight[places])
-        if self.up.bias is not None:
-            self.up.bias = frozen(self.up.bias[places])
+        permute_(self.up if axis == 0 else self.down, axis, places)
 
 
 class PivotingFactorization(FactoredLayer):
@@ -87,20 +195,24 @@ class PivotingFactorization(FactoredLayer):
     folded: the order is not stored. It is None in a layer whose neighbours follow the order that the pivots gave.
     """
 
+    rows: Matrix
+    rest: Matrix
     order: torch.Tensor | None
 
-    def __init__(self, rows: int, columns: int, k: int, bias: bool, *, folded: bool = False, **where: Any) -> None:
+    def __init__(
+        self, rows: int, columns: int, k: int, bias: bool, *, folded: bool = False, int8: bool = False, **where: Any
+    ) -> None:
         super().__init__(rows, columns)
         self.folded = folded
-        self.rows = frozen(torch.empty(k, columns, **where))
-        self.rest = frozen(torch.empty(rows - k, k, **where))
+        self.rows = matrix(k, columns, int8=int8, **where)
+        self.rest = matrix(rows - k, k, int8=int8, **where)
         self.bias = frozen(torch.empty(rows, **where)) if bias else None
         order = None if folded else torch.empty(rows, dtype=torch.int32, device=where.get("device"))
         self.register_buffer("order", order, persistent=not folded)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        z = functional.linear(x, self.rows)
-        y = torch.cat([z, functional.linear(z, self.rest)], dim=-1)
+        z = times(x, self.rows)
+        y = torch.cat([z, times(z, self.rest)], dim=-1)
         if (order := self.order) is not None:
             one = y.numel() == y.shape[-1]  # index_select is faster there; of more rows it copies column by column
             y = y.index_select(-1, order) if one else y.gather(-1, order.long().expand(y.shape))
@@ -108,7 +220,8 @@ class PivotingFactorization(FactoredLayer):
 
     @property
     def weight(self) -> torch.Tensor:
-        whole = torch.cat([self.rows, self.rest @ self.rows])
+        rows = entries(self.rows)
+        whole = torch.cat([rows, entries(self.rest) @ rows])
         return whole if self.order is None else whole.index_select(0, self.order)
 
     @property
@@ -119,17 +232,20 @@ class PivotingFactorization(FactoredLayer):
     def further_numbers(self) -> int:
         return 0 if self.order is None else self.out_features
 
-    def fill_(self, pair: Pair, bias: torch.Tensor | None) -> None:
-        found = pivoted(pair)
-        self.rows = frozen(found.rows.to(self.rows.dtype))
-        self.rest = frozen(found.rest.to(self.rest.dtype))
+    def fill_(self, factors: Pair, bias: torch.Tensor | None) -> None:
+        found = pivoted(factors)
+        self.rows, self.rest = filled(self.rows, found.rows), filled(self.rest, found.rest)
         self.order = found.order
         if bias is not None:
             self.bias = frozen(bias)
 
     def reorder_(self, axis: int, places: torch.Tensor) -> None:
         if axis == 1:
-            self.rows = frozen(self.rows[:, places])
+            rows = self.rows
+            if isinstance(rows, Int8Linear):
+                permute_(rows, 1, places)
+            else:
+                self.rows = frozen(rows[:, places])
             return
         assert self.order is not None
         self.order = self.order[places]

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from importlib import resources
 from pathlib import Path
@@ -28,7 +29,7 @@ from eckart.models._shelf import Shelf, rounded
 from eckart.models._table import tie_head_, tied_head
 from eckart.models._taps import Gradients, TableTaps, Taps, table_tapped, tapped
 
-__all__ = ["HuggingFaceModel", "OpenedWhenUsed"]
+__all__ = ["HuggingFaceModel", "OpenedWhenUsed", "stored_in"]
 
 LARGEST_OUTPUT = 16384  # rows; a layer with more would need an output Gram of over 2 GB in float64
 
@@ -37,10 +38,10 @@ class HuggingFaceModel:
     """A transformers model on its device, in float32, with its tokenizer if it has one.
 
     stored_dtype: of the weights in the file, "float16" for a quantised file, whose own format cannot hold factors.
-    input_bytes: size of the weight files it was read from. replaced: the layers that are factored, and how. plan,
-    recovery, measurement, source_bytes: what `compress` did and found, and the size of its input, where it made this
-    model. shelf: the weights of its blocks that wait in files, for which `module` has meta tensors; whole: why there
-    are none though that was asked for, or "".
+    input_bytes: size of the weight files it was read from. replaced: the layers that are stored in another way, and in
+    which. plan, recovery, measurement, source_bytes: what `compress` did and found, and the size of its input, where it
+    made this model. shelf: the weights of its blocks that wait in files, for which `module` has meta tensors; whole:
+    why there are none though that was asked for, or "".
     """
 
     def __init__(
@@ -219,7 +220,7 @@ class HuggingFaceModel:
         return twin
 
     def replace_(self, name: str, option: Option, factors: Factors) -> HuggingFaceModel:
-        """Put a factored layer in the place of a dense one; the head that is tied to an embedding follows it.
+        """Put what `option` says in the place of a dense layer; the head that is tied to an embedding follows it.
 
         A layer that is to share another's factor needs that other one to have been replaced.
         """
@@ -231,7 +232,7 @@ class HuggingFaceModel:
         self.module.set_submodule(name, new)
         if option.down_of:
             share_downs_(self.module, {name: option.down_of})
-        if head:
+        if head and option.replaces:
             tie_head_(self.module, head)
         self.replaced[name] = option
         return self
@@ -243,31 +244,38 @@ class HuggingFaceModel:
         return self
 
     def round_(self, dtype: str) -> HuggingFaceModel:
-        """Round every weight to what `dtype` can hold, as saving does; they stay float32 tensors.
+        """Round every floating-point weight to what it will be stored in; they stay float32 tensors.
 
-        NumericalError where a weight is too large for dtype; of one that waits, when it is read.
+        dtype: of all that `replaced` says nothing else of. NumericalError where a weight is too large for its type; of
+        one that waits, when it is read.
         """
-        self.shelf.dtype = dtype
         done: dict[int, nn.Parameter] = {}
-        for module in self.module.modules():
+        for name, module in self.module.named_modules():
             for leaf, parameter in list(module._parameters.items()):
-                if parameter is not None and parameter.device.type != "meta":
+                if parameter is not None and parameter.is_floating_point():
+                    target = stored_in(f"{name}.{leaf}", parameter, self.replaced, dtype)
+                    if parameter.device.type == "meta":
+                        self.shelf.round_(parameter, target)
+                        continue
                     if id(parameter) not in done:
-                        done[id(parameter)] = nn.Parameter(rounded(parameter, dtype), requires_grad=False)
+                        done[id(parameter)] = nn.Parameter(rounded(parameter, target), requires_grad=False)
                     module._parameters[leaf] = done[id(parameter)]
         return self
 
-    def assign_(self, name: str, factors: Factors) -> HuggingFaceModel:
-        """Give a dense layer the matrix that the factors make as its weight; it stays dense."""
+    def assign_(self, name: str, option: Option, factors: Factors) -> HuggingFaceModel:
+        """Give a dense layer the matrix that `option` makes of it as its weight; it stays dense."""
         module, kind = self._layer(name)
         head = tied_head(self.module) if isinstance(kind, Embedding) else ""
-        if self.shelf.waits(module):
+        waits = self.shelf.waits(module)
+        if waits:
             module = self.shelf.read(module)
             self.module.set_submodule(name, module)
-            kind.assign_(module, factors.matrix())
+        alone = replace(option, format="pair", down_of="") if option.format == "shared" else option
+        made = kind.factored(module, alone, factors)
+        if isinstance(made, FactoredLayer):
+            kind.assign_(module, made.weight)
+        if waits:
             self.shelf.put(module)
-        else:
-            kind.assign_(module, factors.matrix())
         if head:
             self.module.get_submodule(head).weight = kind.matrix(module)
         return self
@@ -288,10 +296,10 @@ class HuggingFaceModel:
                 )
 
     def check_dense(self) -> None:
-        """Raise UsageError when the model has factored layers already."""
+        """Raise UsageError when the model has compressed layers already."""
         if self.replaced:
             raise UsageError(
-                f"{self.name} has {len(self.replaced)} factored layers already",
+                f"{self.name} has {len(self.replaced)} compressed layers already",
                 fix="compress the dense model that it came from, to the size you want",
             )
 
@@ -349,6 +357,20 @@ def _groups(found: Mapping[str, nn.Module]) -> dict[str, tuple[str, ...]]:
 
 def _table_of_names() -> dict[str, list[list[str]]]:
     return tomllib.loads(resources.files("eckart.models").joinpath("groups.toml").read_text())
+
+
+def stored_in(name: str, tensor: torch.Tensor, replaced: Mapping[str, Option], dtype: str) -> str:
+    """Return the type in which a tensor of a checkpoint is written.
+
+    replaced: layers and their options; what belongs to none of them is written in `dtype` if it is floating-point, and
+    as it is if it is not (positions, masks, orders, int8).
+    """
+    if not tensor.is_floating_point():
+        return _dtype_name(tensor)
+    while name and name not in replaced:
+        name = name.rpartition(".")[0]
+    own = replaced[name].dtype if name else dtype
+    return "float32" if own == "int8" else own  # scales and biases beside int8
 
 
 def _dtype_name(tensor: torch.Tensor) -> str:

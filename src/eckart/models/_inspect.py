@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,10 +28,11 @@ _WHOLE_NUMBERS = re.compile(r"BOOL|[IU]\d+")
 
 @dataclass(frozen=True)
 class Matrix:
-    """A weight matrix that could be, or already is, stored in factors.
+    """A weight matrix that could be, or already is, stored in factors or in int8.
 
-    parameters: numbers stored. share: of the model's parameters, 0 to 1. rank: of the factors, None of a whole matrix.
-    break_even_rank: mn / (m + n); only a factor pair of lower rank stores fewer numbers than the matrix.
+    dtype: of its numbers, "I8" beside scales. parameters: numbers stored, scales among them. share: of the model's
+    parameters, 0 to 1. rank: of the factors, None of a whole matrix. break_even_rank: mn / (m + n); only a factor pair
+    of lower rank stores fewer numbers than the matrix.
     """
 
     name: str
@@ -200,11 +201,11 @@ def _factored(source: Source, parameters: int) -> dict[str, Matrix]:
     found: dict[str, Matrix] = {}
     for name, option in layers.items() if source.is_factored and isinstance(layers, dict) else ():
         form = option.get("format") if isinstance(option, dict) else None
-        if form not in _PARTS:
+        names = _parts(name, option) if form in _MATRICES or form == "dense" else []
+        stored = [part for part in map(source.weights.tensors.get, names) if part is not None]
+        if not names:
             continue
-        parts = [source.weights.tensors.get(f"{name}.{part}") for part in _PARTS[form]]
-        stored = [part for part in parts if part is not None]
-        shape = _shape_of(form, [part.shape for part in stored]) if len(stored) == len(parts) else None
+        shape = _shape_of(form, [part.shape for part in stored]) if len(stored) == len(names) else None
         if shape is None:
             raise InputError(
                 f"config.json says that {name[:200]} is stored as {form!r}, but it is not",
@@ -212,6 +213,7 @@ def _factored(source: Source, parameters: int) -> dict[str, Matrix]:
                 tensor=name,
                 code="E-index",
             )
+        stored = [part for part in stored if part.name.startswith(f"{name}.")]  # another layer's are counted there
         count, size = sum(part.parameters for part in stored), sum(part.bytes for part in stored)
         m, n, k = shape
         matrix = Matrix(name, m, n, stored[0].dtype, count, size, count / parameters, k)
@@ -219,17 +221,39 @@ def _factored(source: Source, parameters: int) -> dict[str, Matrix]:
     return found
 
 
-_PARTS = {"pair": ("down.weight", "up.weight"), "pifa": ("rows", "rest", "order"), "folded": ("rows", "rest")}
+_MATRICES = {"pair": ("down", "up"), "shared": ("down", "up"), "pifa": ("rows", "rest"), "folded": ("rows", "rest")}
 
 
-def _shape_of(form: str, shapes: list[tuple[int, ...]]) -> tuple[int, int, int] | None:
+def _parts(name: str, option: Mapping[str, Any]) -> list[str]:
+    """Return the names of the tensors that a layer is stored in, its matrices first; [] where it is as it was."""
+    form, int8 = option["format"], option.get("dtype") == "int8"
+    if form == "dense":
+        return [f"{name}.values", f"{name}.scales"] if int8 else []
+    homes = [option.get("down_of") or name, name] if form == "shared" else [name, name]
+    matrices = [f"{home}.{matrix}" for home, matrix in zip(homes, _MATRICES[form], strict=True)]
+    order = [f"{name}.order"] if form == "pifa" else []
+    if int8:
+        return [f"{matrix}.{leaf}" for leaf in ("values", "scales") for matrix in matrices] + order
+    return [f"{matrix}.weight" if form in ("pair", "shared") else matrix for matrix in matrices] + order
+
+
+def _shape_of(form: object, shapes: Sequence[tuple[int, ...]]) -> tuple[int, int, int | None] | None:
     """Return (m, n, k) of a layer that is stored in parts of these shapes, None where they do not fit together."""
-    if len(shapes[0]) != 2 or len(shapes[1]) != 2:
+    count = 1 if form == "dense" else 2
+    matrices, vectors = shapes[:count], shapes[count:]
+    if not all(len(shape) == 2 for shape in matrices):
         return None
-    (k, n), second = shapes[0], shapes[1]
-    m = second[0] if form == "pair" else second[0] + k
-    fits = second[1] == k and (form != "pifa" or shapes[2] == (m,))
-    return (m, n, k) if fits else None
+    if form == "dense":
+        (m, n), k = matrices[0], None
+        wanted = [(m,)]
+    else:
+        (k, n), (first, columns) = matrices
+        m = first + k if form in ("pifa", "folded") else first
+        scales = [(k,), (first,)] if len(vectors) >= 2 else []
+        wanted = scales + ([(m,)] if form == "pifa" else [])
+        if columns != k:
+            return None
+    return (m, n, k) if list(vectors) == wanted else None
 
 
 def _could_be_compressed(tensor: TensorInfo) -> bool:

@@ -16,15 +16,15 @@ from torch import nn
 from eckart import _registry
 from eckart._factorise import Pair, RowGroups
 from eckart.models import _option
-from eckart.models._factored_layers import FactoredLayer, FactorPair, PivotingFactorization, frozen
+from eckart.models._factored_layers import FactoredLayer, FactorPair, Int8Linear, PivotingFactorization, frozen
 from eckart.models._option import Option
 from eckart.models._shared import SharedPair
-from eckart.models._table import fill_table
+from eckart.models._table import empty_table
 
-__all__ = ["Embedding", "Factors", "LayerType", "layer_type", "placeholder"]
+__all__ = ["Embedding", "Factors", "LayerType", "layer_type", "placeholder", "shape_of"]
 
 
-Factors = Pair | RowGroups
+Factors = Pair | RowGroups | torch.Tensor  # the matrix itself, for a layer that is stored whole
 
 
 class LayerType(Protocol):
@@ -40,8 +40,8 @@ class LayerType(Protocol):
         """Return dense first, then what the layer can become in each format at each of its `ranks`."""
 
     def factored(self, module: nn.Module, option: Option, factors: Factors | None, device: Any = None) -> nn.Module:
-        """Return a module that does the layer's work as `option` says; without factors, its values are still unset, on
-        the layer's device or the one given.
+        """Return a module that does the layer's work as `option` says, which is the layer itself where it stays whole
+        and floating-point; without factors, a new one's values are still unset, on the layer's device or the one given.
         """
 
     def assign_(self, module: nn.Module, weight: torch.Tensor) -> None:
@@ -54,6 +54,16 @@ _FACTORED: dict[str, Callable[..., FactoredLayer]] = {
     "pifa": PivotingFactorization,
     "folded": partial(PivotingFactorization, folded=True),
 }
+
+
+def _in_place_of(
+    module: nn.Module, new: FactoredLayer, factors: Factors | None, device: Any, home: torch.device
+) -> nn.Module:
+    """Return a new layer, made on "meta", with its values; without factors it is unset, on `device` or at home."""
+    if factors is None:
+        return new.to_empty(device=device or home)
+    new.fill_(factors, cast("torch.Tensor | None", getattr(module, "bias", None)))
+    return new.to(home).train(module.training)
 
 
 class _Matmul:
@@ -72,15 +82,18 @@ class _Matmul:
         return [_option.dense(m, n, bias, dtype), *less]
 
     def factored(self, module: nn.Module, option: Option, factors: Factors | None, device: Any = None) -> nn.Module:
-        weight, bias = self.matrix(module), cast("torch.Tensor | None", module.bias)
-        (m, n), (k,) = weight.shape, option.ranks
-        form = "pair" if option.format == "shared" and not option.down_of else option.format
-        new = _FACTORED[form](m, n, k, bias is not None, device="meta", dtype=weight.dtype)
-        if factors is None:
-            return new.to_empty(device=device or weight.device)
-        assert isinstance(factors, Pair)
-        new.fill_(factors, bias)
-        return new.to(weight.device).train(module.training)
+        if not option.replaces:
+            return module
+        weight, (m, n) = self.matrix(module), self.matrix(module).shape
+        where: dict[str, Any] = {"bias": module.bias is not None, "device": "meta", "dtype": weight.dtype}
+        new: FactoredLayer
+        if option.format == "dense":
+            new = Int8Linear(n, m, **where)
+        else:
+            (k,) = option.ranks
+            form = "pair" if option.format == "shared" and not option.down_of else option.format
+            new = _FACTORED[form](m, n, k, int8=option.dtype == "int8", **where)
+        return _in_place_of(module, new, factors, device, weight.device)
 
 
 class Linear(_Matmul):
@@ -122,9 +135,11 @@ class Embedding:
         return [_option.dense(m, n, False, dtype), *less]
 
     def factored(self, module: nn.Module, option: Option, factors: Factors | None, device: Any = None) -> nn.Module:
-        assert isinstance(module, nn.Embedding)
-        assert not isinstance(factors, Pair)
-        return fill_table(module, option, factors, device)
+        if not option.replaces:
+            return module
+        weight, (rows, columns) = self.matrix(module), self.matrix(module).shape
+        new = empty_table(rows, columns, option, device="meta", dtype=weight.dtype)
+        return _in_place_of(module, new, factors, device, weight.device)
 
     def assign_(self, module: nn.Module, weight: torch.Tensor) -> None:
         module.weight = frozen(weight.to(self.matrix(module)))
@@ -139,6 +154,16 @@ _TYPES.claim("torch.nn.modules.sparse.Embedding")(Embedding())
 def layer_type(module: nn.Module) -> LayerType | None:
     """Return how to treat this module, or None when it is not a layer that can be factorised."""
     return _TYPES.find(module)
+
+
+def shape_of(module: nn.Module) -> tuple[int, int, bool]:
+    """Return (rows, columns, bias) of a layer that can be factorised, or is."""
+    if isinstance(module, FactoredLayer):
+        return module.out_features, module.in_features, module.has_bias
+    kind = layer_type(module)
+    assert kind is not None
+    rows, columns = kind.matrix(module).shape
+    return rows, columns, getattr(module, "bias", None) is not None
 
 
 def placeholder(module: nn.Module, option: Option, device: Any = None) -> nn.Module:

@@ -195,15 +195,12 @@ def _without_quantisation(module: Any) -> Any:
 
 
 def _replaced(model: HuggingFaceModel) -> dict[str, Option]:
-    from eckart.models._factored_layers import FactoredLayer
+    from eckart.models._layers import shape_of
 
     entry = getattr(model.module.config, "eckart", None) or {"layers": {}}
-    found = {}
-    for name, value in entry["layers"].items():
-        layer = model.module.get_submodule(name)
-        assert isinstance(layer, FactoredLayer)
-        found[name] = read_option(value, layer.out_features, layer.in_features, layer.has_bias)
-    return found
+    return {
+        name: read_option(value, *shape_of(model.module.get_submodule(name))) for name, value in entry["layers"].items()
+    }
 
 
 def _title(source: Source) -> str:

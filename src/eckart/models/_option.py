@@ -9,11 +9,13 @@ from typing import Any
 from eckart.errors import InputError, RankError
 
 __all__ = [
+    "DTYPES",
     "DTYPE_BYTES",
     "Option",
     "dense",
     "factored",
     "folded",
+    "group_bytes",
     "group_sizes",
     "grouped",
     "largest_useful_rank",
@@ -25,10 +27,11 @@ __all__ = [
 
 OPTION_VERSION = 1
 
-DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
-
+DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}  # what may stay can be stored in these
+DTYPES = (*DTYPE_BYTES, "int8")  # and a matrix in these
 
 INDEX_BYTES = 4  # of an entry of a permutation
+SCALE_BYTES = 4  # of a row's scale beside int8, and of a bias there: float32
 
 RANK_STEP = 8  # ranks on offer are its multiples; matrix products of other sizes waste part of a vector register
 GROUPS = 6  # of the rows of a table: half of them in the last, a quarter in the one before, and so on
@@ -43,8 +46,9 @@ class Option:
     rows and the others as combinations of these; "folded" for the same without the order of the rows, which the layers
     that read its outputs follow instead; "grouped" for the rows of a table, the frequent ones first, in groups that
     each have a factor pair. ranks: (), (k,), or one for each group, that of all columns for a group that stays dense.
-    params: numbers stored, bias and permutation included. bytes: what they take as tensor data in `dtype`. flops:
-    multiply-adds a token, where the matrix is multiplied by and not looked up in.
+    dtype: of its numbers; with "int8", every matrix that is stored has a float32 scale for each of its rows, and the
+    bias is float32. params: numbers stored, bias, scales and permutation included. bytes: what they take as tensor
+    data. flops: multiply-adds a token, where the matrix is multiplied by and not looked up in.
     """
 
     format: str
@@ -54,6 +58,15 @@ class Option:
     bytes: int
     flops: int
     down_of: str = ""
+
+    @property
+    def replaces(self) -> bool:
+        """Whether another module takes the layer's place: where it does not, only the type in the file may change."""
+        return self.format != "dense" or self.dtype == "int8"
+
+    def stored_as(self, dtype: str, rows: int, columns: int, bias: bool) -> Option:
+        """Return this option of a (rows, columns) layer in another type."""
+        return read_option({**self.to_json(), "dtype": dtype}, rows, columns, bias)
 
     def to_json(self) -> dict[str, Any]:
         """Return what identifies the option; the counts follow from it and from the layer's shape."""
@@ -67,17 +80,27 @@ class Option:
         }
 
 
+Shapes = Sequence[tuple[int, int]]
+
+
+def _stored(matrices: Shapes, bias: int, dtype: str) -> tuple[int, int]:
+    """Return (numbers, bytes) of matrices of these shapes and a bias of so many numbers."""
+    numbers = sum(rows * columns for rows, columns in matrices)
+    if dtype != "int8":
+        return numbers + bias, (numbers + bias) * DTYPE_BYTES[dtype]
+    scales = sum(rows for rows, _ in matrices)
+    return numbers + scales + bias, numbers + (scales + bias) * SCALE_BYTES
+
+
 def dense(rows: int, columns: int, bias: bool, dtype: str) -> Option:
-    """Return the option that leaves a (rows, columns) layer as it is."""
-    params = rows * columns + rows * bias
-    return Option("dense", (), dtype, params, params * DTYPE_BYTES[dtype], rows * columns)
+    """Return the option that stores a (rows, columns) layer as the matrix that it is."""
+    return Option("dense", (), dtype, *_stored([(rows, columns)], rows * bias, dtype), rows * columns)
 
 
 def pair(rows: int, columns: int, bias: bool, dtype: str, k: int) -> Option:
     """Return the option that stores a (rows, columns) layer as a factor pair of rank k; RankError outside 1 … min."""
     _check_rank(rows, columns, k)
-    params = k * (rows + columns) + rows * bias
-    return Option("pair", (k,), dtype, params, params * DTYPE_BYTES[dtype], k * (rows + columns))
+    return Option("pair", (k,), dtype, *_stored([(k, columns), (rows, k)], rows * bias, dtype), k * (rows + columns))
 
 
 def shared(rows: int, columns: int, bias: bool, dtype: str, k: int, down_of: str = "") -> Option:
@@ -87,8 +110,8 @@ def shared(rows: int, columns: int, bias: bool, dtype: str, k: int, down_of: str
     """
     if not 1 <= k <= columns:
         raise RankError(f"rank {k} asked of layers with {columns} columns", fix=f"choose a rank from 1 to {columns}")
-    params = k * (rows if down_of else rows + columns) + rows * bias
-    return Option("shared", (k,), dtype, params, params * DTYPE_BYTES[dtype], k * (rows + columns), down_of)
+    matrices = [(rows, k)] if down_of else [(k, columns), (rows, k)]
+    return Option("shared", (k,), dtype, *_stored(matrices, rows * bias, dtype), k * (rows + columns), down_of)
 
 
 def pifa(rows: int, columns: int, bias: bool, dtype: str, k: int) -> Option:
@@ -97,17 +120,15 @@ def pifa(rows: int, columns: int, bias: bool, dtype: str, k: int) -> Option:
     That is k of its rows, the coefficients of the others, and the order of all (PIFA: Zhao et al., ICML 2025).
     """
     _check_rank(rows, columns, k)
-    numbers = k * (rows + columns - k)
-    params = numbers + rows * bias
-    return Option("pifa", (k,), dtype, params + rows, params * DTYPE_BYTES[dtype] + rows * INDEX_BYTES, numbers)
+    params, size = _stored([(k, columns), (rows - k, k)], rows * bias, dtype)
+    return Option("pifa", (k,), dtype, params + rows, size + rows * INDEX_BYTES, k * (rows + columns - k))
 
 
 def folded(rows: int, columns: int, bias: bool, dtype: str, k: int) -> Option:
     """Return `pifa` without the order, which need not be stored where others can follow that of this layer's rows."""
     _check_rank(rows, columns, k)
-    numbers = k * (rows + columns - k)
-    params = numbers + rows * bias
-    return Option("folded", (k,), dtype, params, params * DTYPE_BYTES[dtype], numbers)
+    stored = _stored([(k, columns), (rows - k, k)], rows * bias, dtype)
+    return Option("folded", (k,), dtype, *stored, k * (rows + columns - k))
 
 
 def group_sizes(rows: int) -> list[int]:
@@ -127,12 +148,20 @@ def grouped(rows: int, columns: int, dtype: str, ranks: Sequence[int]) -> Option
             f"ranks {list(ranks)} asked of a {rows} x {columns} table, which has {len(sizes)} groups of rows",
             fix=f"{len(sizes)} ranks from 1 to {columns}",
         )
-    numbers = sum(
-        size * columns if k == columns else k * (size + columns) for size, k in zip(sizes, ranks, strict=True)
-    )
+    matrices = [shape for size, k in zip(sizes, ranks, strict=True) for shape in _of_group(size, columns, k)]
+    params, stored = _stored(matrices, 0, dtype)
     return Option(
-        "grouped", tuple(ranks), dtype, numbers + rows, numbers * DTYPE_BYTES[dtype] + rows * INDEX_BYTES, numbers
+        "grouped", tuple(ranks), dtype, params + rows, stored + rows * INDEX_BYTES, sum(m * n for m, n in matrices)
     )
+
+
+def group_bytes(size: int, columns: int, dtype: str, k: int) -> int:
+    """Return what one group of a table's rows takes at rank k, that of all columns for a group that stays dense."""
+    return _stored(_of_group(size, columns, k), 0, dtype)[1]
+
+
+def _of_group(size: int, columns: int, k: int) -> Shapes:
+    return [(size, columns)] if k == columns else [(size, k), (k, columns)]
 
 
 _FORMATS: dict[str, Callable[[int, int, bool, str, int], Option]] = {"pair": pair, "pifa": pifa, "folded": folded}
@@ -169,8 +198,8 @@ def read_option(value: Any, rows: int, columns: int, bias: bool) -> Option:
             fix="pip install --upgrade eckart",
         )
     form, ranks, dtype = value.get("format"), value["ranks"], value.get("dtype")
-    if dtype not in DTYPE_BYTES:
-        raise InputError(f"unknown dtype {dtype!r} in a layer option", fix=f"one of {', '.join(DTYPE_BYTES)}")
+    if dtype not in DTYPES:
+        raise InputError(f"unknown dtype {dtype!r} in a layer option", fix=f"one of {', '.join(DTYPES)}")
     if form == "dense" and ranks == []:
         return dense(rows, columns, bias, dtype)
     if form in _FORMATS and len(ranks) == 1 and type(ranks[0]) is int:

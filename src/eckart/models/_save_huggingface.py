@@ -13,7 +13,7 @@ import torch
 
 from eckart._files import dump_json, write_whole
 from eckart.models._factored_classes import PREFIX, STEM, factored_config, options_to_config
-from eckart.models._huggingface import HuggingFaceModel
+from eckart.models._huggingface import HuggingFaceModel, stored_in
 from eckart.models._option import Option
 from eckart.models._safetensors import PendingTensor, predict_bytes, stored_dtype, write_sharded
 
@@ -36,10 +36,10 @@ def save(model: HuggingFaceModel, folder: Path, *, dtype: str, max_shard_bytes: 
     """
     _write_config(model, folder, dtype)
     _copy_companions(model, folder)
-    tensors = [
-        PendingTensor(name, stored_dtype(_stored(tensor, dtype)), tuple(tensor.shape), _bytes_of(model, tensor, dtype))
-        for name, tensor in model.tensors()
-    ]
+    tensors = []
+    for name, tensor in model.tensors():
+        target = stored_in(name, tensor, model.replaced, dtype)
+        tensors.append(PendingTensor(name, stored_dtype(target), tuple(tensor.shape), _bytes_of(model, tensor, target)))
     stem = STEM if model.replaced else _DENSE_STEM
     return write_sharded(folder, tensors, stem=stem, max_shard_bytes=max_shard_bytes)
 
@@ -67,7 +67,9 @@ def _specs(model: HuggingFaceModel, options: Mapping[str, Option], dtype: str) -
             parts = {} if layer in done else {f"{layer}.{n}": t for n, t in model.stored(layer, options[layer]).items()}
             done.add(layer)
         for part, like in parts.items():
-            specs.append(PendingTensor(part, stored_dtype(_stored(like, dtype)), tuple(like.shape), bytes))
+            specs.append(
+                PendingTensor(part, stored_dtype(stored_in(part, like, options, dtype)), tuple(like.shape), bytes)
+            )
     return specs
 
 
@@ -102,15 +104,10 @@ def _copy_companions(model: HuggingFaceModel, folder: Path) -> None:
 
 
 def _bytes_of(model: HuggingFaceModel, tensor: torch.Tensor, dtype: str) -> Any:
-    """Return what gives the tensor's bytes in the stored dtype when its turn to be written comes."""
+    """Return what gives the tensor's bytes in this dtype when its turn to be written comes."""
 
     def data() -> memoryview:
-        value = model.shelf.value(tensor).detach().to(getattr(torch, _stored(tensor, dtype))).cpu().contiguous()
+        value = model.shelf.value(tensor).detach().to(getattr(torch, dtype)).cpu().contiguous()
         return value.reshape(-1).view(torch.uint8).numpy().data
 
     return data
-
-
-def _stored(tensor: torch.Tensor, dtype: str) -> str:
-    """Return the dtype in which a tensor is written: floating-point ones change, others (positions, masks) stay."""
-    return dtype if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")

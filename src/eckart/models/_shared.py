@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from eckart._factorise import Pair
 from eckart.errors import InputError
-from eckart.models._factored_layers import FactoredLayer, FactorPair, frozen
+from eckart.models._factored_layers import FactoredLayer, FactorPair, linear, permute_, set_
 
 __all__ = ["SharedPair", "share_downs_"]
 
@@ -23,9 +23,9 @@ __all__ = ["SharedPair", "share_downs_"]
 class SharedPair(FactoredLayer):
     """y = up(down(x)) with the `down` of another layer, a FactorPair, which alone stores it: k m numbers."""
 
-    def __init__(self, rows: int, columns: int, k: int, bias: bool, **where: Any) -> None:
+    def __init__(self, rows: int, columns: int, k: int, bias: bool, *, int8: bool = False, **where: Any) -> None:
         super().__init__(rows, columns)
-        self.up = nn.Linear(k, rows, bias=bias, **where)
+        self.up = linear(k, rows, bias=bias, int8=int8, **where)
         self.owners: tuple[FactorPair, ...] = ()  # one, in a tuple so that its tensors are not this one's as well
 
     def share_(self, owner: FactorPair) -> None:
@@ -50,18 +50,14 @@ class SharedPair(FactoredLayer):
     def has_bias(self) -> bool:
         return self.up.bias is not None
 
-    def fill_(self, pair: Pair, bias: torch.Tensor | None) -> None:
+    def fill_(self, factors: Pair, bias: torch.Tensor | None) -> None:
         """Take `up` and the bias; `down` is what the owner has."""
-        self.up.weight = frozen(pair.up.to(self.up.weight.dtype))
-        if bias is not None:
-            self.up.bias = frozen(bias)
+        set_(self.up, factors.up, bias)
 
     def reorder_(self, axis: int, places: torch.Tensor) -> None:
         if axis == 1:
             raise ValueError("the columns are those of a factor that other layers use as well")
-        self.up.weight = frozen(self.up.weight[places])
-        if self.up.bias is not None:
-            self.up.bias = frozen(self.up.bias[places])
+        permute_(self.up, 0, places)
 
 
 def share_downs_(module: nn.Module, owners: Mapping[str, str]) -> None:

@@ -59,13 +59,11 @@ class TensorFile:
 
 
 class Shelf:
-    """The tensors of one model that wait in files; none, for a model that is in memory.
-
-    dtype: what they are rounded to as they are read, where that is less than their own.
-    """
+    """The tensors of one model that wait in files; none, for a model that is in memory."""
 
     def __init__(self, device: Any = "cpu") -> None:
-        self.device, self.dtype = device, ""
+        self.device = device
+        self._rounded: dict[int, str] = {}
         self._waiting: dict[int, tuple[torch.Tensor, Callable[[], torch.Tensor]]] = {}
         self._folder: Path | None = None
         self._more: TensorFile | None = None
@@ -77,10 +75,14 @@ class Shelf:
         """Let `read` give the values of a meta tensor."""
         self._waiting[id(tensor)] = tensor, read
 
+    def round_(self, tensor: torch.Tensor, dtype: str) -> None:
+        """Round a tensor that waits to what this type can hold, whenever it is read."""
+        self._rounded[id(tensor)] = dtype
+
     def copy(self, folder: Path | None) -> Shelf:
         """Return a shelf of the same tensors, to which others can be added; these go to a file in `folder`."""
         twin = copy.copy(self)
-        twin._waiting, twin._folder, twin._more = dict(self._waiting), folder, None
+        twin._waiting, twin._rounded, twin._folder, twin._more = dict(self._waiting), dict(self._rounded), folder, None
         return twin
 
     def value(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -91,7 +93,8 @@ class Shelf:
         if id(tensor) not in self._waiting:
             return tensor
         found = self._waiting[id(tensor)][1]().to(device=self.device, dtype=tensor.dtype)
-        return _like(tensor, rounded(found, self.dtype) if self.dtype and isinstance(tensor, nn.Parameter) else found)
+        dtype = self._rounded.get(id(tensor))
+        return _like(tensor, rounded(found, dtype) if dtype else found)
 
     def read(self, module: nn.Module) -> nn.Module:
         """Return a module like this one, without those inside it, whose own tensors are there."""

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from eckart.errors import InputError, UnsafeInputError
 from eckart.models._gguf import GGUF, read_gguf
+from eckart.models._option import DTYPE_BYTES
 from eckart.models._safetensors import Checkpoint, TensorInfo, array_dtype, open_checkpoint
 from eckart.models._safetensors._shards import ECKART_INDEX, INDEX_SUFFIX
 from eckart.models._untrusted import member, open_file, read_json
@@ -54,7 +55,13 @@ class Source:
 
     @property
     def floating_dtype(self) -> str:
-        """The NumPy name of the floating-point dtype of most stored bytes; "float16" where none is one, as in GGUF."""
+        """The NumPy name of the floating-point dtype of most stored bytes; "float16" where none is one, as in GGUF.
+
+        Of a factored model it is what its config says: scales and other layers' types may take more bytes.
+        """
+        said = (self.config or {}).get("dtype")
+        if self.is_factored and isinstance(said, str) and said in DTYPE_BYTES:
+            return said
         counts: dict[str, int] = {}
         for tensor in self.tensors():
             name = array_dtype(tensor.dtype) if self.kind != "gguf" else ""

@@ -1,6 +1,7 @@
-"""A table of rows, looked up in by index and perhaps multiplied by as well, stored as groups of rows with own ranks.
+"""A table of rows, looked up in by index and perhaps multiplied by as well, stored in int8 or in groups of rows.
 
-Frequent rows come first and keep more. One set of tensors serves the lookup and the head that is tied to it.
+Of groups, the frequent rows come first and keep more rank. One set of tensors serves the lookup and the head that is
+tied to it.
 
 Source: GroupReduce (Chen et al., NeurIPS 2018).
 """
@@ -15,10 +16,10 @@ from torch import nn
 from torch.nn import functional
 
 from eckart._factorise import Pair, RowGroups
-from eckart.models._factored_layers import FactoredLayer, frozen
+from eckart.models._factored_layers import FactoredLayer, Int8Linear, Matrix, entries, filled, matrix, times
 from eckart.models._option import Option, group_sizes
 
-__all__ = ["FactoredTable", "TiedHead", "fill_table", "tie_head_", "tied_head"]
+__all__ = ["FactoredTable", "Int8Table", "TiedHead", "empty_table", "tie_head_", "tied_head"]
 
 
 class FactoredTable(FactoredLayer):
@@ -26,17 +27,17 @@ class FactoredTable(FactoredLayer):
 
     order: torch.Tensor
 
-    def __init__(self, rows: int, columns: int, ranks: Sequence[int], **where: Any) -> None:
+    def __init__(self, rows: int, columns: int, ranks: Sequence[int], *, int8: bool = False, **where: Any) -> None:
         super().__init__(rows, columns)
         self.num_embeddings, self.embedding_dim = rows, columns
         self.sizes = group_sizes(rows)
         for g, (size, k) in enumerate(zip(self.sizes, ranks, strict=True)):
-            self.register_parameter(f"up_{g}", frozen(torch.empty(size, k, **where)))
+            setattr(self, f"up_{g}", matrix(size, k, int8=int8, **where))
             if k < columns:
-                self.register_parameter(f"down_{g}", frozen(torch.empty(k, columns, **where)))
+                setattr(self, f"down_{g}", matrix(k, columns, int8=int8, **where))
         self.register_buffer("order", torch.empty(rows, dtype=torch.int32, device=where.get("device")))
 
-    def groups(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    def groups(self) -> Iterator[tuple[Matrix, Matrix | None]]:
         """Iterate over up (size, k) and down (k, columns), or all of the rows and None."""
         for g in range(len(self.sizes)):
             yield getattr(self, f"up_{g}"), getattr(self, f"down_{g}", None)
@@ -45,21 +46,23 @@ class FactoredTable(FactoredLayer):
         places, start = self.order[indices].long(), 0
         found = None
         for (up, down), size in zip(self.groups(), self.sizes, strict=True):
-            rows = functional.embedding((places - start).clamp(0, size - 1), up)
-            rows = rows if down is None else rows @ down
+            inside = (places - start).clamp(0, size - 1)
+            rows = up.rows(inside) if isinstance(up, Int8Linear) else functional.embedding(inside, up)
+            rows = rows if down is None else rows @ entries(down)
             found = rows if found is None else torch.where((places < start)[..., None], found, rows)
             start += size
         assert found is not None
         return found
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
-        """Return x (…, columns) times the transpose of the table, (…, rows)."""
-        parts = [functional.linear(x if down is None else functional.linear(x, down), up) for up, down in self.groups()]
+        """Return x, (…, columns), times the transpose of the table, (…, rows)."""
+        parts = [times(x if down is None else times(x, down), up) for up, down in self.groups()]
         return torch.cat(parts, dim=-1).index_select(-1, self.order)
 
     @property
     def weight(self) -> torch.Tensor:
-        return torch.cat([up if down is None else up @ down for up, down in self.groups()]).index_select(0, self.order)
+        parts = [entries(up) if down is None else entries(up) @ entries(down) for up, down in self.groups()]
+        return torch.cat(parts).index_select(0, self.order)
 
     @property
     def has_bias(self) -> bool:
@@ -69,15 +72,33 @@ class FactoredTable(FactoredLayer):
     def further_numbers(self) -> int:
         return self.num_embeddings
 
+    def fill_(self, factors: RowGroups, bias: torch.Tensor | None) -> None:
+        """Take the values of the groups and the order of the rows."""
+        for g, part in enumerate(factors.parts):
+            for leaf, values in (("up", part.up), ("down", part.down)) if isinstance(part, Pair) else (("up", part),):
+                setattr(self, f"{leaf}_{g}", filled(getattr(self, f"{leaf}_{g}"), values))
+        self.order = factors.order
+
+
+class Int8Table(Int8Linear):
+    """An embedding in int8, one scale a row."""
+
+    def __init__(self, rows: int, columns: int, **where: Any) -> None:
+        super().__init__(columns, rows, bias=False, **where)
+        self.num_embeddings, self.embedding_dim = rows, columns
+
+    def forward(self, indices: torch.Tensor) -> torch.Tensor:
+        return self.rows(indices)
+
 
 class TiedHead(nn.Module):
-    """logits = table x (+ b), with the tensors of a FactoredTable, which alone stores them."""
+    """logits = table x (+ b), with the tensors of a table, which alone stores them."""
 
-    def __init__(self, table: FactoredTable, bias: torch.Tensor | None) -> None:
+    def __init__(self, table: FactoredTable | Int8Table, bias: nn.Parameter | None) -> None:
         super().__init__()
         self.in_features, self.out_features = table.embedding_dim, table.num_embeddings
         self._table = (table,)  # in a tuple, so that its tensors are not this module's as well
-        self.bias = None if bias is None else frozen(bias)
+        self.bias = bias  # itself, for it may be another module's as well
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self._table[0].multiply(x)
@@ -89,20 +110,12 @@ class TiedHead(nn.Module):
         return self._table[0].weight
 
 
-def fill_table(module: nn.Embedding, option: Option, groups: RowGroups | None, device: Any = None) -> FactoredTable:
-    """Return the table that `option` makes of an embedding; without groups its values are still unset."""
-    like = module.weight
-    rows, columns = like.shape
-    new = FactoredTable(rows, columns, option.ranks, device="meta", dtype=like.dtype)
-    if groups is None:
-        return new.to_empty(device=device or like.device)
-    for g, part in enumerate(groups.parts):
-        up = part.up if isinstance(part, Pair) else part
-        setattr(new, f"up_{g}", frozen(up.to(like)))
-        if isinstance(part, Pair):
-            setattr(new, f"down_{g}", frozen(part.down.to(like)))
-    new.order = groups.order.to(like.device)
-    return new.train(module.training)
+def empty_table(rows: int, columns: int, option: Option, **where: Any) -> FactoredLayer:
+    """Return the table that `option` makes of an embedding, its values still unset."""
+    int8 = option.dtype == "int8"
+    if option.format == "dense":
+        return Int8Table(rows, columns, **where)
+    return FactoredTable(rows, columns, option.ranks, int8=int8, **where)
 
 
 def tied_head(module: Any) -> str:
@@ -116,6 +129,6 @@ def tied_head(module: Any) -> str:
 
 
 def tie_head_(module: Any, name: str) -> None:
-    """Let the head of this name multiply by the factored table that is now the model's input embedding."""
+    """Let the head of this name multiply by the table that is now the model's input embedding."""
     head = module.get_submodule(name)
     module.set_submodule(name, TiedHead(module.get_input_embeddings(), head.bias).train(head.training))

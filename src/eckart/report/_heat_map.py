@@ -62,8 +62,8 @@ def places(names: Sequence[str]) -> dict[str, Place]:
 
 
 def _summary(plan: Plan) -> Iterator[str]:
-    changed = sum(layer.rank is not None for layer in plan.layers)
-    yield f"{figures.count(changed)} of {figures.count(len(plan.layers))} layers are factored (method "
+    changed = sum(not layer.stays for layer in plan.layers)
+    yield f"{figures.count(changed)} of {figures.count(len(plan.layers))} layers are changed (method "
     yield element("b", plan.method)
     yield f", asked for: {figures.asked(plan)}; {figures.percent(plan.keep_reached)} of the parameters are left)."
 
@@ -116,16 +116,17 @@ def _cell(layer: Layer, i: int, x: int, y: int, width: int) -> Html:
         width=width - GAP,
         height=HEIGHT - GAP,
         rx=2,
-        class_="cell " + ("dense" if layer.rank is None else f"f{_step(layer.kept_fraction)}"),
+        class_="cell " + ("dense" if layer.stays else f"f{_step(layer.kept_fraction)}"),
         data_layer=i,
     )
 
 
 def _in_words(layer: Layer) -> str:
-    if layer.rank is None:
+    if layer.stays:
         return f"{layer.name}: stays dense" + (f", {layer.kept}" if layer.kept else "")
-    full = min(layer.rows, layer.columns)
-    return f"{layer.name}: rank {layer.rank} of {full}, keeps {figures.percent(layer.kept_fraction)}"
+    rank = "not factored" if layer.rank is None else f"rank {layer.rank} of {min(layer.rows, layer.columns)}"
+    rounded = " in int8" if layer.in_int8 else ""
+    return f"{layer.name}: {rank}{rounded}, keeps {figures.percent(layer.kept_fraction)}"
 
 
 def _step(fraction: float) -> int:

@@ -28,6 +28,7 @@ COLUMNS = (
     ("break-even rank", False),
     ("parameters", False),
     ("after", False),
+    ("bytes", False),
     ("kept", False),
     ("loss increase", True),
     ("relative error", True),
@@ -74,7 +75,7 @@ def _filter(number: int) -> Html:
     )
 
 
-_STATES = {"": "all", "factored": "factored", "dense": "dense"}
+_STATES = {"": "all", "factored": "factored", "int8": "int8, not factored", "dense": "dense"}
 
 
 def _line(i: int, layer: Layer) -> Html:
@@ -84,20 +85,21 @@ def _line(i: int, layer: Layer) -> Html:
         element("th", first.shown, scope="row", data_v=first.value),
         *(element("td", shown, data_v=value) for shown, value in others),
         id=f"layer-{i}",
-        data_state="factored" if layer.rank is not None else "dense",
+        data_state="dense" if layer.stays else "factored" if layer.rank is not None else "int8",
     )
 
 
 def _cells(layer: Layer) -> Iterator[_Cell]:
     yield _Cell(layer.name, layer.name)
     yield _Cell(f"{layer.rows} × {layer.columns}", layer.rows * layer.columns)
-    if layer.rank is None:
+    if layer.stays:
         yield _Cell(Html(element("span", "dense", class_="state", title=layer.kept or None) + _reason(layer)), None)
     else:
-        yield _Cell(f"{layer.option.format} {' '.join(map(str, layer.option.ranks))}", layer.rank)
+        yield _Cell(layer.becomes, layer.rank)
     yield _Cell(f"{layer.break_even_rank:.1f}", layer.break_even_rank)
     yield _Cell(figures.count(layer.params_before), layer.params_before)
     yield _Cell(figures.count(layer.params), layer.params)
+    yield _Cell(figures.count(layer.bytes), layer.bytes)
     yield _Cell(Html(_bar(layer.kept_fraction) + figures.percent(layer.kept_fraction)), layer.kept_fraction)
     for predicted in (layer.loss_increase, layer.relative_error):
         yield _Cell("–" if predicted is None else figures.number(predicted), predicted)
