@@ -86,7 +86,7 @@ def test_losses_are_scaled_to_what_is_measured(tiny: Tiny, tmp_path: Path) -> No
 
     model: Any = eckart.open_model(tiny("llama"))
     job = prepare(
-        model, as_target(0.8, None, None, "params"), method="lems", loss="auto", correct=None, storage="auto",
+        model, as_target(0.8, None, None, "params", "lems"), method="lems", loss="auto", correct=None, storage="auto",
         dtype=None, data="text", tokens=64, context=64, layers="*", device=None, max_shard_size="5GB", seed=0,
         workers=None, progress=None,
     )  # fmt: skip

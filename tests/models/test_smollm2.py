@@ -50,11 +50,11 @@ def test_opened_again_from_the_cache_it_is_the_same(model: Any, smollm2_gguf: Pa
 
 def test_every_layer_at_full_rank_changes_no_logit(model: Any, texts: dict[str, Path]) -> None:
     calibration: dict[str, Any] = {"data": texts["train"], "tokens": 512, "context": 256}
-    value = eckart.plan(model, 1.0, method="plain", layers="*layers.0.*").to_json()
+    value = eckart.plan(model, 1.0, method="plain", dtype="float32", layers="*layers.0.*").to_json()
     for layer in value["layers"]:
         if layer["kept"] in ("", "excluded by layers="):
             layer["option"] |= {"format": "pair", "ranks": [min(layer["rows"], layer["columns"])], "dtype": "float32"}
-    full = eckart.Plan.from_json(value | {"method": "two-sided", "dtype": "float32"})
+    full = eckart.Plan.from_json(value | {"method": "two-sided"})
     assert len(full.options) == 210
     same = eckart.compress(model, plan=full, **calibration)
     tokens = torch.tensor([model.tokenizer(texts["test"].read_text()[:2000])["input_ids"]])

@@ -109,11 +109,11 @@ def compress(
     may be given with it: model and layers are timed first on this machine, with the threads that torch has. workload:
     whose time counts, "prefill" (256 tokens read at once), "decode" (one token more), or "both", half each. Or give
     plan, a Plan, or the file of one, whose options are used as they stand. data: UTF-8 texts to calibrate on, of which
-    `tokens` tokens are drawn by `seed` in pieces of `context`; only "plain" and "int8" need none. method: "two-sided" (inputs and
-    output gradients, ranks by predicted loss; also "auto"), "input" (inputs alone), "plain" (truncated SVD, the same
-    fraction everywhere), or a published one: "fwsvd", "asvd", "svd-llm", "svd-llm-update", "svd-llm-v2", "mpifa",
-    "basis-sharing", "kfac", "lems", "drop-layers", "slicegpt"; or "int8": nothing is truncated, every layer and the
-    embedding are rounded, and no target is needed. loss: of methods with gradients, "next-token", in nats a
+    `tokens` tokens are drawn by `seed` in pieces of `context`; only "plain" and "int8" need none. method: "two-sided"
+    (inputs and output gradients, ranks by predicted loss; also "auto"), "input" (inputs alone), "plain" (truncated SVD,
+    the same fraction everywhere), or a published one: "fwsvd", "asvd", "svd-llm", "svd-llm-update", "svd-llm-v2",
+    "mpifa", "basis-sharing", "kfac", "lems", "drop-layers", "slicegpt"; or "int8": nothing is truncated, every layer
+    and the embedding are rounded, and no target is needed. loss: of methods with gradients, "next-token", in nats a
     token; "outputs", the mean squared change of a number that the model returns, which needs no labels; "auto", the
     first where the model predicts tokens. correct: fit the factors anew, block by block, to what the compressed blocks
     before them let through. storage: of a layer of rank k, "pair" (two factors, k(m + n) numbers), "pifa" (k of its
@@ -122,20 +122,21 @@ def compress(
     methods. layers: name patterns, "!" excludes. dtype: of the saved weights, by default that of the source, float16
     for a quantised one; or several names, also in one word with commas, of which every layer takes the best and all
     else the first. One that is not the first may be "int8": every matrix stored has then a scale for each row. It is
-    among them by default where bytes are counted, ranks follow predicted loss and nothing is trained. format: "factored", or "dense" for an ordinary checkpoint that any loader reads and that saves
-    nothing. out: a new folder, written whole or not at all; its reloaded outputs and its size are checked against the
-    model and the plan before it gets its name. Where `model` is a path, one block's weights are in memory at a time
-    then, unless all are needed (cost="ms", recover=, "basis-sharing", "slicegpt", "drop-layers"), and the result is
-    read from `out` when its module is first used. resume: go on where a run towards `out` with the same arguments was
-    interrupted, with the same result bit for bit; where there was none, begin. calibration: a folder in which the
-    truncated layers stay, so that another size of the same model, by the same method, text and seed, needs no
-    calibration of its own. workers: who truncates the layers: None, threads; a number of processes, in a script only
-    below `if __name__ == "__main__":`; or a dask.distributed.Client, or the address of its scheduler; the result is the
-    same bit for bit. recover: minutes, or "N steps", for which the factors, norms and biases are then trained on
-    the texts in data to answer as the dense model does; a result that is no better on pieces which were held out is
-    given up. evaluate: texts for a measurement of the saved files beside the dense model, and beside the models
-    `beside` names, in a fresh process; needs `out`. Where time counts, what is saved is timed beside the dense model in
-    any case. command: what the measurement remembers as the way to it.
+    among them by default where bytes are counted, ranks follow predicted loss and nothing is trained. format:
+    "factored", or "dense" for an ordinary checkpoint that any loader reads and that saves nothing. out: a new folder,
+    written whole or not at all; its reloaded outputs and its size are checked against the model and the plan before it
+    gets its name. Where `model` is a path, one block's weights are in memory at a time then, unless all are needed
+    (cost="ms", recover=, "basis-sharing", "slicegpt", "drop-layers"), and the result is read from `out` when its module
+    is first used. resume: go on where a run towards `out` with the same arguments was interrupted, with the same result
+    bit for bit; where there was none, begin. calibration: a folder in which the truncated layers stay, so that another
+    size of the same model, by the same method, text and seed, needs no calibration of its own. workers: who truncates
+    the layers: None, threads; a number of processes, in a script only below `if __name__ == "__main__":`; or a
+    dask.distributed.Client, or the address of its scheduler; the result is the same bit for bit. recover: minutes, or
+    "N steps", for which the factors, norms and biases are then trained on the texts in data to answer as the dense
+    model does; a result that is no better on pieces which were held out is given up. evaluate: texts for a measurement
+    of the saved files beside the dense model, and beside the models `beside` names, in a fresh process; needs `out`.
+    Where time counts, what is saved is timed beside the dense model in any case. command: what the measurement
+    remembers as the way to it.
 
     The result has `.plan`, if trained `.recovery`, and if evaluated `.measurement` (schema "eckart.compare/1").
     UsageError, InputError, BudgetError, OutputError, NumericalError: as their names say; nothing is left behind then.
