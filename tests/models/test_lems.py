@@ -21,6 +21,7 @@ from eckart._compress._allocate import Choices, least_loss_exactly
 from eckart._compress._journal import Journal
 from eckart._compress._lems import depth_bias, divergence, measured
 from eckart._factorise import truncation
+from eckart._rounding import rounding
 
 Tiny = Callable[..., Path]
 JOB: dict[str, Any] = {"tokens": 1024, "context": 64, "method": "lems"}
@@ -91,17 +92,26 @@ def test_losses_are_scaled_to_what_is_measured(tiny: Tiny, tmp_path: Path) -> No
         workers=None, progress=None,
     )  # fmt: skip
     names = ["model.layers.1.mlp.up_proj", "model.layers.2.self_attn.o_proj"]
-    raw: dict[str, Any] = {name: truncation(model.weight(name)).stored() for name in names}
+    journal = Journal(tmp_path)
+    for name in names:
+        cut = truncation(model.weight(name)).stored()
+        journal.put(name, cut, rounding(model.weight(name), cut))
+    raw: dict[str, Any] = {name: journal.get(name) for name in names}
     cuts = measured(job, raw, BATCH, Journal(tmp_path))
     dense = model.run(BATCH)
     for name, k in zip(names, (3, 2), strict=True):  # a tenth of 96 · 48 / 144 and of 48 · 48 / 96, rounded down
-        twin = model.copy().assign_(name, raw[name].factors([k]))
+        option = model.options(name, "float32", {"pair": [k]})[1]
+        twin = model.copy().assign_(name, option, raw[name].factors([k]))
         expected = divergence(dense, twin.run(BATCH))
-        ((part, _),) = cuts[name].parts([k])
+        ((part, *_),) = cuts[name].parts("pair", [k])
         assert part.losses[k] == pytest.approx(expected, rel=1e-3)
+        assert part.error("pair", "int8", k) / part.losses[k] == pytest.approx(
+            raw[name].error("pair", "int8", k) / raw[name].losses[k]
+        )
         assert part.losses[10] / part.losses[k] == pytest.approx(raw[name].losses[10] / raw[name].losses[k])
     again = measured(job, raw, BATCH, Journal(tmp_path))  # from the journal
-    assert [again[n].parts([3])[0][0].losses[3] for n in names] == [cuts[n].parts([3])[0][0].losses[3] for n in names]
+    first, second = ([c[n].parts("pair", [3])[0][0].losses[3] for n in names] for c in (cuts, again))
+    assert first == second
 
 
 @pytest.mark.parametrize("storage", ["auto", "pifa"])
