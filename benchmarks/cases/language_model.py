@@ -28,7 +28,7 @@ from typing import Any
 
 from benchmarks.case import Cell, Claim, Measured
 
-CODE = ("_compress", "_factorise.py", "models")
+CODE = ("_compress", "_factorise.py", "_rounding.py", "models")
 ORDER = 0.5
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("ECKART_CACHE") or ROOT / ".cache")
@@ -38,9 +38,16 @@ UNTRAINED = {0.9: 1.04, 0.8: 1.22, 0.6: 2.8}  # perplexity as a ratio to the den
 TRAINED = {0.9: 1.02, 0.8: 1.12, 0.6: 1.8}
 OURS = "two-sided"
 SEEDS = (0, 1, 2)
-FOUR = ("two-sided", "input", "kfac", "svd-llm")  # three seeds each, the others one
-STORED = ("plain", "fwsvd", "asvd", "svd-llm", "svd-llm-v2", "kfac", "input")
-GRID = [(OURS, "auto"), *((name, storage) for storage in ("pifa", "pair") for name in STORED), (OURS, "pair")]
+FOUR = ("two-sided", "lems", "mpifa", "kfac")  # the best four at 8,192 tokens: three seeds each, the others one
+STORED = ("lems", "mpifa", "kfac", "svd-llm-update", "svd-llm", "svd-llm-v2", "input", "asvd", "fwsvd", "plain")
+WHOLE = ("drop-layers", "slicegpt")  # change the model as a whole, so that neither storage nor a calibration is kept
+ALONE = ("basis-sharing", *WHOLE)  # have one form of storage
+GRID = [
+    (OURS, "auto"),
+    *((name, "pifa") for name in STORED),
+    *((name, "auto") for name in ALONE),
+    *((name, "pair") for name in (OURS, *STORED)),
+]
 STEPS = {0.9: 150, 0.8: 150, 0.6: 150}  # of 1,024 tokens
 
 
@@ -86,12 +93,13 @@ def measure(settings: dict[str, Any], threads: int, before: Measured | None) -> 
     model, texts = CACHE / data["model"], {name: CACHE / "texts" / data[name] for name in ("train", "test", "other")}
     with tempfile.TemporaryDirectory(prefix="eckart-bench-") as temporary:
         folder = Path(temporary)
+        kept = [] if settings["method"] in WHOLE else ["--calibration", folder / "calibration"]
         made = {}
         for size in settings["sizes"]:
             arguments = [
                 "compress", model, "--keep", size, "--method", settings["method"], "--storage", settings["storage"],
                 "--data", texts["train"], "--tokens", settings["tokens"], "--context", settings["context"],
-                "--seed", settings["seed"], "--calibration", folder / "calibration", "-o", folder / str(size),
+                "--seed", settings["seed"], *kept, "-o", folder / str(size),
                 *(["--recover", recover] if recover else []),
             ]  # fmt: skip
             made[size] = _eckart(arguments)
