@@ -130,8 +130,8 @@ class Cut(Protocol):
         one, but for a table. A dense matrix has all of its rank.
         """
 
-    def factors(self, ranks: Sequence[int]) -> Pair | RowGroups:
-        """Return the best factors of these ranks, up to those that were kept."""
+    def factors(self, form: str, ranks: Sequence[int]) -> Pair | RowGroups:
+        """Return the best factors for an option of this format and these ranks, up to those that were kept."""
 
 
 @dataclass(frozen=True)

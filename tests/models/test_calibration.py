@@ -122,8 +122,8 @@ def test_a_stored_truncation_is_the_truncation(tmp_path: Path) -> None:
     ):
         assert found.error(form, dtype, k) == made.losses[k] + lost.error(form, dtype, k)
     for k in range(5):
-        assert torch.equal(found.factors([k]).up, made.pair(k).up)
-        assert torch.equal(found.factors([k]).down, made.pair(k).down)
-    for factors in (lambda: found.factors([5]), lambda: made.pair(5)):
+        assert torch.equal(found.factors("pair", [k]).up, made.pair(k).up)
+        assert torch.equal(found.factors("pair", [k]).down, made.pair(k).down)
+    for factors in (lambda: found.factors("pair", [5]), lambda: made.pair(5)):
         with pytest.raises(RankError, match="up to rank 4"):
             factors()

@@ -235,7 +235,7 @@ def test_a_table_adds_its_groups(tmp_path: Path) -> None:
         if form == "dense":
             found = rounded(weight, "int8")
         else:
-            groups = table.factors(ranks)
+            groups = table.factors("grouped", ranks)
             parts = [stored(p, "pair", "int8") if isinstance(p, Pair) else rounded(p, "int8") for p in groups.parts]
             found = RowGroups(tuple(parts), groups.order).matrix()
         measured = float((shares[:, None] * (found - weight).double().square()).sum())

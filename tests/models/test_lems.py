@@ -101,7 +101,7 @@ def test_losses_are_scaled_to_what_is_measured(tiny: Tiny, tmp_path: Path) -> No
     dense = model.run(BATCH)
     for name, k in zip(names, (3, 2), strict=True):  # a tenth of 96 · 48 / 144 and of 48 · 48 / 96, rounded down
         option = model.options(name, "float32", {"pair": [k]})[1]
-        twin = model.copy().assign_(name, option, raw[name].factors([k]))
+        twin = model.copy().assign_(name, option, raw[name].factors("pair", [k]))
         expected = divergence(dense, twin.run(BATCH))
         ((part, *_),) = cuts[name].parts("pair", [k])
         assert part.losses[k] == pytest.approx(expected, rel=1e-3)

@@ -77,7 +77,7 @@ def test_factors_lose_what_is_predicted_and_less_than_nearby_ones(tmp_path: Path
         d = (matrix - weight).double()
         return float((shares[:, None] * (d @ metric) * d).sum())
 
-    found = table.factors(ranks)
+    found = table.factors("grouped", ranks)
     predicted = sum(part.losses[k] for part, _, k in table.parts("grouped", ranks))
     assert loss(found.matrix()) == pytest.approx(predicted, rel=1e-5)
     heaviest = shares.argsort(descending=True)[: _option.group_sizes(96)[0]]

@@ -167,7 +167,7 @@ def test_a_shared_basis_is_that_of_its_authors(seen: dict[str, Array], tmp_path:
         total = total + metric(Taps({name: gram}), name)[0]
     journal.put("0", truncation(torch.tensor(stack), inputs=total).stored(), UNROUNDED)
     cuts = stacks.cuts({"0": journal.get("0")})
-    found = {name: cuts[name].factors([K]) for name in W}
+    found = {name: cuts[name].factors("pair", [K]) for name in W}
     S = np.linalg.cholesky(sum(inputs.T @ inputs for inputs in x.values())).T
     U, s, Vt = np.linalg.svd(S @ stack.T)
     basis = np.linalg.inv(S) @ U[:, :K] * s[:K]

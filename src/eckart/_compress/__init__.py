@@ -38,7 +38,7 @@ def plan(
     method: str = "auto",
     loss: Literal["auto", "next-token", "outputs"] = "auto",
     correct: bool | None = None,
-    storage: Literal["auto", "pair", "pifa"] = "auto",
+    storage: Literal["auto", "pair", "pifa", "shared"] = "auto",
     layers: str | Sequence[str] = "*",
     dtype: str | Sequence[str] | None = None,
     calibration: Source | None = None,
@@ -82,7 +82,7 @@ def compress(
     method: str = "auto",
     loss: Literal["auto", "next-token", "outputs"] = "auto",
     correct: bool | None = None,
-    storage: Literal["auto", "pair", "pifa"] = "auto",
+    storage: Literal["auto", "pair", "pifa", "shared"] = "auto",
     layers: str | Sequence[str] = "*",
     dtype: str | Sequence[str] | None = None,
     format: Literal["factored", "dense"] = "factored",
@@ -118,19 +118,20 @@ def compress(
     first where the model predicts tokens. correct: fit the factors anew, block by block, to what the compressed blocks
     before them let through. storage: of a layer of rank k, "pair" (two factors, k(m + n) numbers), "pifa" (k of its
     rows and the others' coefficients, k(m + n - k) numbers and an order: more rank for the same size, less speed at the
-    same rank), or "auto", what serves each layer best, but what their authors store for "plain" and the published
-    methods. layers: name patterns, "!" excludes. dtype: of the saved weights, by default that of the source, float16
-    for a quantised one; or several names, also in one word with commas, of which every layer takes the best and all
-    else the first. One that is not the first may be "int8": every matrix stored has then a scale for each row. It is
-    among them by default where bytes are counted, ranks follow predicted loss and nothing is trained. format:
-    "factored", or "dense" for an ordinary checkpoint that any loader reads and that saves nothing. out: a new folder,
-    written whole or not at all; its reloaded outputs and its size are checked against the model and the plan before it
-    gets its name. Where `model` is a path, one block's weights are in memory at a time then, unless all are needed
-    (cost="ms", recover=, "basis-sharing", "slicegpt", "drop-layers"), and the result is read from `out` when its module
-    is first used. resume: go on where a run towards `out` with the same arguments was interrupted, with the same result
-    bit for bit; where there was none, begin. calibration: a folder in which the truncated layers stay, so that another
-    size of the same model, by the same method, text and seed, needs no calibration of its own. workers: who truncates
-    the layers: None, threads; a number of processes, in a script only below `if __name__ == "__main__":`; or a
+    same rank), "auto", what serves each layer best, but what their authors store for "plain" and the published methods,
+    or "shared", what "auto" does, and for [q; k; v] and [gate; up] one pair of their stack as well. layers: name
+    patterns, "!" excludes. dtype: of the saved weights, by default that of the source, float16 for a quantised one; or
+    several names, also in one word with commas, of which every layer takes the best and all else the first. One that is
+    not the first may be "int8": every matrix stored has then a scale for each row. It is among them by default where
+    bytes are counted, ranks follow predicted loss and nothing is trained. format: "factored", or "dense" for an
+    ordinary checkpoint that any loader reads and that saves nothing. out: a new folder, written whole or not at all;
+    its reloaded outputs and its size are checked against the model and the plan before it gets its name. Where `model`
+    is a path, one block's weights are in memory at a time then, unless all are needed (cost="ms", recover=,
+    "basis-sharing", "slicegpt", "drop-layers"), and the result is read from `out` when its module is first used.
+    resume: go on where a run towards `out` with the same arguments was interrupted, with the same result bit for bit;
+    where there was none, begin. calibration: a folder in which the truncated layers stay, so that another size of the
+    same model, by the same method, text and seed, needs no calibration of its own. workers: who truncates the layers:
+    None, threads; a number of processes, in a script only below `if __name__ == "__main__":`; or a
     dask.distributed.Client, or the address of its scheduler; the result is the same bit for bit. recover: minutes, or
     "N steps", for which the factors, norms and biases are then trained on the texts in data to answer as the dense
     model does; a result that is no better on pieces which were held out is given up. evaluate: texts for a measurement
@@ -206,7 +207,8 @@ def compress(
 
         if job.correction is None:
             for name, option in options.items():
-                put_(name, found.cuts[name].factors(option.ranks) if option.ranks else job.model.weight(name))
+                cut, ranks = found.cuts.get(name), option.ranks
+                put_(name, cut.factors(option.format, ranks) if cut and ranks else job.model.weight(name))
         else:
             correct_(job, found, small, options, put_)
         if effort is not None:

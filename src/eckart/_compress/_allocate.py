@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Choices", "least_loss", "least_loss_exactly", "least_loss_within_both"]
+__all__ = ["Choices", "least_loss", "least_loss_exactly", "least_loss_within_both", "lower_hulls"]
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
 Places = np.ndarray[Any, np.dtype[np.intp]]
@@ -110,6 +111,40 @@ def least_loss_exactly(layers: Mapping[str, Choices], budget: float) -> dict[str
         chosen[name] = int(by[at])
         at -= int(np.ceil(extra[name][chosen[name]] / unit))
     return {name: chosen[name] for name in layers}
+
+
+def lower_hulls(layers: Sequence[Choices]) -> list[tuple[int, ...]]:
+    """Return which options the layers take together, from the least loss to the least cost: what is best at some
+    multiplier, all of it.
+
+    The steps of a layer go down the lower convex hull of its losses over its costs; all layers' are taken in the order
+    of what they lose a unit of cost.
+    """
+    hulls = [_lower_hull(choices) for choices in layers]
+    steps = [(slope, layer, i) for layer, (_, hull) in enumerate(hulls) for slope, i in hull]
+    places = [first for first, _ in hulls]
+    found = [tuple(places)]
+    for _, layer, i in sorted(steps, key=lambda step: step[0]):
+        places[layer] = i
+        found.append(tuple(places))
+    return found
+
+
+def _lower_hull(choices: Choices) -> tuple[int, list[tuple[float, int]]]:
+    """Return the option of least loss, and the steps down from it: what each loses a unit of cost, and to where."""
+    costs, losses = choices.costs, choices.losses
+
+    def slope(i: int, j: int) -> float:
+        return float((losses[j] - losses[i]) / (costs[i] - costs[j]))
+
+    hull: list[int] = []
+    for i in map(int, np.lexsort((costs, losses))):
+        if hull and costs[i] >= costs[hull[-1]]:
+            continue
+        while len(hull) > 1 and slope(hull[-2], hull[-1]) >= slope(hull[-1], i):
+            hull.pop()
+        hull.append(i)
+    return hull[0], [(slope(i, j), j) for i, j in pairwise(hull)]
 
 
 UNITS = 100_000  # of cost in the dynamic programme: seconds, and two bytes a unit and layer

@@ -44,16 +44,18 @@ def truncations(
     """Return the truncation of every layer, with factors up to the rank that is kept, in float32, in the journal.
 
     kept_ranks: by layer; one for a matrix, one a group for a table, which the method then must take in. stacks: layers
-    that are truncated together, of which kept_ranks has the first. seed: of the random probes of outputs.
+    that are truncated together: kept_ranks has the first of a stack across blocks, and a stack within one under its own
+    name. seed: of the random probes of outputs.
     pieces: calibration tokens, (count, context); None for a method that looks at the weights alone. Only one block's
     Gram matrices, gradients, activations and factors are in memory at once; hidden states wait on disk. What the
     journal holds already is not made again. workers: see `crew`.
     """
     import torch
 
-    layers = model.layers()
+    layers, stacked = model.layers(), stacks.stacked()
     owners = {name: stacks.owner(name) for name in [*kept_ranks, *stacks.rest()]}
-    names = [name for name in layers if name in owners]
+    names = [name for name in (*layers, *stacked) if name in owners]
+    tables = [name for name in names if name in layers and layers[name].table]
 
     def finished(name: str) -> bool:
         return journal.has(owners[name] or name) or (name in stacks.rest() and journal.has_metric(name))
@@ -63,10 +65,12 @@ def truncations(
             assert taps is not None
             cut_member(name, taps)
             return
-        inputs, outputs = method.metric(taps, name) if taps else (None, None)
-        weight = model.weight(name).to(device)
+        together = stacked.get(name, [name])
+        metrics = [method.metric(taps, one) if taps else (None, None) for one in together]
+        inputs, outputs = metrics[0][0], [outputs for _, outputs in metrics if outputs is not None]
+        weight = torch.cat([model.weight(one) for one in together]).to(device)
         (k,) = kept_ranks[name]
-        journal.put(name, *made_by.truncation(weight, inputs, outputs, k))
+        journal.put(name, *made_by.truncation(weight, inputs, torch.block_diag(*outputs) if outputs else None, k))
 
     def cut_member(name: str, taps: Taps) -> None:
         metric, _ = method.metric(taps, name)
@@ -103,12 +107,15 @@ def truncations(
                 progress("factorising", done, len(names))
         elif not all(map(finished, names)):
             with contextlib.closing(model.runner(batches_of(pieces), device, journal.folder)) as runner:
-                tables = [name for name in names if layers[name].table]
                 others = [name for name in names if name not in tables]
                 gradients = _sweep(
                     runner,
                     model,
                     others,
+                    lambda some: model.tap(
+                        list(dict.fromkeys(one for name in some for one in stacked.get(name, [name]))),
+                        gradients=method.gradients,
+                    ),
                     tables,
                     method,
                     lambda some, taps: list(take(some, taps)),
@@ -123,7 +130,7 @@ def truncations(
                     cut_table(name, gram)
     return stacks.cuts(
         {
-            name: journal.get_table(name, model.weight(name)) if layers[name].table else journal.get(name)
+            name: journal.get_table(name, model.weight(name)) if name in tables else journal.get(name)
             for name in kept_ranks
         }
     )
@@ -159,6 +166,7 @@ def _sweep(
     runner: BlockRunner,
     model: HuggingFaceModel,
     names: Sequence[str],
+    tap: Callable[[Sequence[str]], contextlib.AbstractContextManager[Taps]],
     tables: Sequence[str],
     method: Method,
     take: Callable[[Sequence[str], Taps | None], object],
@@ -184,7 +192,7 @@ def _sweep(
     if reached is None:
         outside = [name for name in names if home[name] < 0]
         with contextlib.ExitStack() as listening:
-            taps = listening.enter_context(model.tap(outside, gradients=method.gradients))
+            taps = listening.enter_context(tap(outside))
             seen = {name: listening.enter_context(model.tap_table(name)) for name in tables}
             if backward:
                 gradients = runner.tail(loss)
@@ -199,7 +207,7 @@ def _sweep(
     for i in reversed(range(last)):
         progress("calibrating", 2 * last - i, steps)
         inside = [name for name in names if home[name] == i]
-        with model.tap(inside, gradients=method.gradients) as taps:
+        with tap(inside) as taps:
             if backward:
                 gradients = runner.backward(i, gradients)
             else:

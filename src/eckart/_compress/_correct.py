@@ -78,7 +78,7 @@ def correct_(
     inside = [name for name, i in homes.items() if i >= 0 and options[name].format in ("pair", "pifa", "folded")]
     for name, option in options.items():
         if name not in inside:
-            put_(name, found.cuts[name].factors(option.ranks))
+            put_(name, found.cuts[name].factors(option.format, option.ranks))
     described = json.dumps([repr(how), {name: option.to_json() for name, option in options.items()}])
     digest = hashlib.sha256(described.encode()).hexdigest()
     batches = batches_of(found.pieces)
@@ -95,7 +95,7 @@ def correct_(
                 left = [name for name in stage if not journal.has_refit(name, digest)]
                 seen = _seen(dense, small, before, after, i, left) if left else {}
                 for name in left:
-                    pair = found.cuts[name].factors(options[name].ranks)
+                    pair = found.cuts[name].factors(options[name].format, options[name].ranks)
                     assert isinstance(pair, Pair)
                     journal.put_refit(name, digest, refit(dense.weight(name).to(job.device), pair, seen[name], how))
                 for name in stage:

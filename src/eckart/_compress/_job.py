@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eckart._compress._plan import SQUARES, LayerPlan, Plan, Timing
-from eckart._compress._sharing import Stacks, stacks_in, stacks_of
+from eckart._compress._sharing import Stacks, stack_of, stacks_in, stacks_of, within_blocks
 from eckart._compress._target import WORKLOADS, Target, check_target
 from eckart._compress._workers import check_workers
 from eckart.errors import BudgetError, UsageError
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from eckart._compress._journal import Journal
     from eckart._compress._methods import Correction, Method
-    from eckart._compress._ranks import Offers, Price
+    from eckart._compress._ranks import Joint, Offers, Price
     from eckart._factorise import Cut
     from eckart.models._huggingface import HuggingFaceModel
     from eckart.models._latency import Latency
@@ -39,7 +39,12 @@ Source = str | os.PathLike[str]
 Texts = Source | Sequence[Source]
 
 
-STORAGE = {"auto": ("pair", "pifa"), "pair": ("pair",), "pifa": ("pifa",)}  # formats among which is chosen
+STORAGE = {  # formats among which is chosen
+    "auto": ("pair", "pifa"),
+    "pair": ("pair",),
+    "pifa": ("pifa",),
+    "shared": ("pair", "pifa", "shared"),
+}
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,11 @@ def prepare(
         raise UsageError(f"there is no storage {storage!r}", fix=f"one of {', '.join(STORAGE)}")
     if target is not None:
         check_target(target, chosen)
+    if storage == "shared" and chosen.ranks != "knapsack":
+        raise UsageError(
+            f"method {chosen.name!r} does not weigh layers alone against layers that share",
+            fix="method='two-sided' or 'input'",
+        )
     formats = STORAGE[chosen.storage if storage == "auto" else storage]
     if correct is False and chosen.correction:
         raise UsageError(f"method {chosen.name!r} is nothing without its correction", fix="drop correct=")
@@ -228,7 +238,7 @@ def _formats(job: Job, names: Sequence[str], stacks: Stacks) -> dict[str, tuple[
     return {
         name: ("pair",)
         if stacks.owner(name)
-        else tuple("folded" if form == "pifa" and name in leaders else form for form in job.formats)
+        else tuple("folded" if form == "pifa" and name in leaders else form for form in job.formats if form != "shared")
         for name in names
     }
 
@@ -266,18 +276,19 @@ def _rounded(job: Job, names: Sequence[str]) -> Aim:
 def _chosen(job: Job, names: Sequence[str]) -> Aim:
     """Return what is kept and chosen for a target; BudgetError, before the long work: nothing reaches it."""
     from eckart._compress._lems import within_bounds
-    from eckart._compress._ranks import most_useful_ranks, ranks_on_offer
+    from eckart._compress._ranks import most_useful_ranks, ranks_on_offer, shared_on_offer
     from eckart.models._latency import measured_latency
     from eckart.models._timings import RANK_TILE
 
     model, layers, target, method = job.model, job.model.layers(), job.target, job.method
     assert target is not None
+    together = within_blocks(layers, names) if "shared" in job.formats else {}
     stacks = stacks_in(layers, names, model.blocks() if method.shares else [])
     formats = _formats(job, names, stacks)
     units = {name: stacks.as_one(layers[name]) for name in names if name not in stacks.rest()}
-    offers = {}
+    offers, step = {}, RANK_TILE if target.cost == "ms" else RANK_STEP
     for name, unit in units.items():
-        ranks = ranks_on_offer(unit, method, formats[name], RANK_TILE if target.cost == "ms" else RANK_STEP)
+        ranks = ranks_on_offer(unit, method, formats[name], step)
         offers[name] = [option for dtype in job.dtypes for option in _options(model, unit, dtype, ranks)]
     if method.ranks == "search":
         offers = within_bounds(offers, target.keep or 1.0)
@@ -285,7 +296,12 @@ def _chosen(job: Job, names: Sequence[str]) -> Aim:
     if target.cost == "ms":
         latency = measured_latency(model, formats, WORKLOADS[target.workload], job.progress)
     kept = {name: most_useful_ranks(unit, formats[name]) for name, unit in units.items()}
-    return Aim(kept, _choice(job, offers, stacks, latency), stacks, latency)
+    joint = {}
+    for name, some in together.items():
+        if shared := shared_on_offer(some, job.dtypes, step, timed=latency is not None):
+            joint[name], kept[stack_of(name)] = shared, shared[-1][name].ranks
+    stacks = replace(stacks, within={name: together[name] for name in joint})
+    return Aim(kept, _choice(job, offers, joint, stacks, latency), stacks, latency)
 
 
 def _as_given(job: Job, given: Plan) -> Aim:
@@ -293,9 +309,12 @@ def _as_given(job: Job, given: Plan) -> Aim:
     from eckart.models._latency import measured_latency
 
     wanted, layers = _fitting(given, job.model, job.method), job.model.layers()
-    stacks = stacks_of(wanted, layers)
+    stacks = stacks_of(wanted, layers, across=job.method.shares)
     none = {name: (0,) * (len(group_sizes(layer.rows)) if layer.table else 1) for name, layer in layers.items()}
     ranks = {name: option.ranks or none[name] for name, option in wanted.items() if name not in stacks.rest()}
+    for stack, together in stacks.stacked().items():
+        ranks[stack] = wanted[together[0]].ranks
+        ranks = {name: kept for name, kept in ranks.items() if name not in together}
     if job.method.ranks == "none":  # which has no metric for what is only rounded
         ranks = {name: kept for name, kept in ranks.items() if wanted[name].ranks}
     options = {}
@@ -377,7 +396,7 @@ def _fingerprint(job: Job, pieces: torch.Tensor | None, ranks: Mapping[str, tupl
     }
 
 
-def _choice(job: Job, offers: Offers, stacks: Stacks, latency: Latency | None) -> Choose:
+def _choice(job: Job, offers: Offers, joint: Joint, stacks: Stacks, latency: Latency | None) -> Choose:
     """Return what chooses an option for every layer on offer, from its truncations; BudgetError: none would do."""
     from eckart._compress._ranks import (
         Limit,
@@ -404,7 +423,7 @@ def _choice(job: Job, offers: Offers, stacks: Stacks, latency: Latency | None) -
         "ms": milliseconds,
     }
     if most is not None:
-        return lambda cuts: stacks.spread(choose_ranks_by_loss(offers, cuts, method, most, prices[cost]))
+        return lambda cuts: stacks.spread(choose_ranks_by_loss(offers, joint, cuts, method, most, prices[cost]))
     limit = None
     if cost == "ms":
         assert keep is not None
@@ -418,7 +437,7 @@ def _choice(job: Job, offers: Offers, stacks: Stacks, latency: Latency | None) -
         if target.size is None:
             budget = limit.most
             return lambda cuts: stacks.spread(
-                _reached(choose_ranks(offers, cuts, method, budget, milliseconds))  # of the time
+                _reached(choose_ranks(offers, joint, cuts, method, budget, milliseconds))  # of the time
             )
         cost = "bytes"
 
@@ -442,7 +461,7 @@ def _choice(job: Job, offers: Offers, stacks: Stacks, latency: Latency | None) -
     def choose(cuts: Mapping[str, Cut]) -> dict[str, Option]:
         left = budget
         while True:  # the smallest options fit
-            chosen = _reached(choose_ranks(offers, cuts, method, left, prices[cost], limit))
+            chosen = _reached(choose_ranks(offers, joint, cuts, method, left, prices[cost], limit))
             if (excess := total(chosen) - allowed) <= 0:
                 return stacks.spread(chosen)
             left -= excess  # the header of the file grew with the number of its tensors
@@ -528,7 +547,7 @@ def _fitting(given: Plan, model: HuggingFaceModel, method: Method) -> dict[str, 
 def _formats_of(layer: Layer, method: Method) -> tuple[str, ...]:
     if layer.table:  # which is truncated by how often its rows are seen
         return ("dense", "grouped") if method.inputs else ("dense",)
-    return "dense", "pair", "pifa", "folded", *(("shared",) if method.shares else ())
+    return "dense", "pair", "pifa", "folded", *(("shared",) if method.shares or method.ranks == "knapsack" else ())
 
 
 def all_pieces(job: Job) -> torch.Tensor:

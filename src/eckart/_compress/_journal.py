@@ -55,7 +55,7 @@ class StoredTruncation:
     def parts(self, form: str, ranks: Sequence[int]) -> list[tuple[Spectrum, str, int]]:
         return [(self, form, ranks[0] if ranks else len(self.s))]
 
-    def factors(self, ranks: Sequence[int]) -> Pair:
+    def factors(self, form: str, ranks: Sequence[int]) -> Pair:
         """Return the best factors of one rank, up to the rank that was kept; only these are read."""
         from safetensors import safe_open
 

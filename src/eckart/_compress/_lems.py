@@ -49,8 +49,8 @@ class Weighted:
     def parts(self, form: str, ranks: Sequence[int]) -> list[tuple[Spectrum, str, int]]:
         return [(_Scaled(part, self.weight), how, k) for part, how, k in self.cut.parts(form, ranks)]
 
-    def factors(self, ranks: Sequence[int]) -> Pair | RowGroups:
-        return self.cut.factors(ranks)
+    def factors(self, form: str, ranks: Sequence[int]) -> Pair | RowGroups:
+        return self.cut.factors(form, ranks)
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def measured(job: Job, cuts: Mapping[str, Cut], pieces: torch.Tensor, journal: J
             k = max(1, int(m * n / (m + n) * MEASURED_AT))
             if (value := journal.number(name)) is None:
                 module = model.module.get_submodule(name)
-                model.replace_(name, model.options(name, job.dtype, {"pair": [k]})[1], cut.factors([k]))
+                model.replace_(name, model.options(name, job.dtype, {"pair": [k]})[1], cut.factors("pair", [k]))
                 start = homes[name] if homes[name] >= 0 else len(blocks)
                 value = divergence(dense, runner.onward(start, 0)[0])
                 model.module.set_submodule(name, module)
@@ -142,7 +142,7 @@ def best_of_depths(
         small = model.copy()
         for name, option in options.items():
             if option.ranks:
-                small.assign_(name, option, cuts[name].factors(option.ranks))
+                small.assign_(name, option, cuts[name].factors(option.format, option.ranks))
         reached = divergence(dense, small.run(batch))
         if best is None or reached < best[0]:
             best = reached, options

@@ -6,13 +6,13 @@ import fnmatch
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from eckart._compress._allocate import Choices, least_loss, least_loss_exactly, least_loss_within_both
+from eckart._compress._allocate import Choices, least_loss, least_loss_exactly, least_loss_within_both, lower_hulls
 from eckart._compress._methods import Method, predicted_loss
+from eckart._compress._sharing import as_stack
 from eckart._compress._tables import StoredTable, ranks_of_group
 from eckart._factorise import Cut
 from eckart.errors import BudgetError, UsageError
@@ -30,10 +30,12 @@ __all__ = [
     "ranks_on_offer",
     "reason_to_keep",
     "selected",
+    "shared_on_offer",
     "smallest",
 ]
 
 Offers = Mapping[str, Sequence[Option]]
+Joint = Mapping[str, Sequence[Mapping[str, Option]]]  # of layers that can share, by the first: options of all at once
 Price = Callable[[str, Option], float]  # of a layer, by its name, in the form of an option
 
 
@@ -64,6 +66,21 @@ def ranks_on_offer(layer: Layer, method: Method, formats: Sequence[str], step: i
         last = largest_useful_rank(form, layer.rows, layer.columns)
         offer[form] = sorted({k for k in (1, *range(step, last + 1, step)) if k <= last})
     return offer
+
+
+def shared_on_offer(
+    members: Sequence[Layer], dtypes: Sequence[str], step: int, *, timed: bool
+) -> list[dict[str, Option]]:
+    """Return what layers that read the same input can become as one pair of their stack, at 1 and multiples of `step`.
+
+    timed: whether their time must be known, which is that of a pair that saves numbers in each.
+    """
+    columns, rows = members[0].columns, sum(one.rows for one in members)
+    last = largest_useful_rank("pair", rows, columns)
+    if timed:
+        last = min(largest_useful_rank("pair", one.rows, columns) for one in members)
+    ranks = sorted({k for k in (1, *range(step, last + 1, step)) if k <= last})
+    return [as_stack(members, dtype, (k,)) for dtype in dtypes for k in ranks]
 
 
 def reason_to_keep(layer: Layer, *, tables: bool) -> str:
@@ -121,53 +138,86 @@ def budget_of(offers: Offers, total: float, least: float, allowed: float, price:
 
 
 def choose_ranks(
-    offers: Offers, cuts: Mapping[str, Cut], method: Method, budget: float, price: Price, limit: Limit | None = None
+    offers: Offers,
+    joint: Joint,
+    cuts: Mapping[str, Cut],
+    method: Method,
+    budget: float,
+    price: Price,
+    limit: Limit | None = None,
 ) -> dict[str, Option] | None:
     """Return the option of every layer in `offers` such that their cost adds up to at most `budget`.
 
-    limit: what they may cost besides, for a method that weighs losses; None is returned where that is out of reach.
+    joint, limit: what several may become together, and what all may cost besides, for a method that weighs losses; None
+    is returned where the limit is out of reach.
     """
     if method.ranks == "uniform":
         return _by_fraction(offers, budget, price, dict.fromkeys(offers, 1.0))
     if method.ranks == "by type":
         return _by_fraction(offers, budget, price, _shares_by_type(offers, cuts, budget, price))
-    offers = _with_tables(offers, cuts, method)
-    known = {name: _choices(name, options, cuts[name], method, price) for name, options in offers.items()}
+    units = _units(offers, joint, cuts, method, price)
+    known = {name: _choices(options, offers, cuts, method, price) for name, options in units.items()}
     if limit is None:
         solve = least_loss_exactly if method.ranks == "search" else least_loss
         chosen: dict[str, int] | None = solve(known, budget)
     else:
-        others = {name: _costs(name, options, limit.price) for name, options in offers.items()}
+        others = {name: np.array([_sum(option, limit.price) for option in options]) for name, options in units.items()}
         chosen = least_loss_within_both(known, budget, others, limit.most)
-    return None if chosen is None else {name: offers[name][i] for name, i in chosen.items()}
+    return None if chosen is None else _options_of(units, chosen)
 
 
 def least_within(offers: Offers, budget: float, price: Price, other: Price) -> float:
     """Return about how little the layers can cost by `other` where they cost at most `budget` by `price`."""
     known = {
-        name: Choices(_costs(name, options, price), _costs(name, options, other)) for name, options in offers.items()
+        name: Choices(*(np.array([float(by(name, option)) for option in options]) for by in (price, other)))
+        for name, options in offers.items()
     }
     return _sum({name: offers[name][i] for name, i in least_loss(known, budget).items()}, other)
 
 
 def choose_ranks_by_loss(
-    offers: Offers, cuts: Mapping[str, Cut], method: Method, most: float, price: Price
+    offers: Offers, joint: Joint, cuts: Mapping[str, Cut], method: Method, most: float, price: Price
 ) -> dict[str, Option]:
     """Return the options of least cost whose predicted losses add up to at most `most`: the knapsack, turned round."""
-    offers = _with_tables(offers, cuts, method)
-    known = {name: _choices(name, options, cuts[name], method, price) for name, options in offers.items()}
+    units = _units(offers, joint, cuts, method, price)
+    known = {name: _choices(options, offers, cuts, method, price) for name, options in units.items()}
     turned = {name: Choices(choices.losses, choices.costs) for name, choices in known.items()}
-    return {name: offers[name][i] for name, i in least_loss(turned, most).items()}
+    return _options_of(units, least_loss(turned, most))
 
 
-def _choices(name: str, options: Sequence[Option], cut: Cut, method: Method, price: Price) -> Choices:
-    """Return costs and losses of the options; the first of them is the layer as it stays, beside which losses count."""
-    losses = np.array([predicted_loss(method, cut, option) for option in options])
-    return Choices(_costs(name, options, price), losses - losses[0])
+def _units(
+    offers: Offers, joint: Joint, cuts: Mapping[str, Cut], method: Method, price: Price
+) -> dict[str, list[dict[str, Option]]]:
+    """Return what is chosen for at once, layers alone and layers that can share, and all that these can become.
+
+    Of layers that can share these are, beside what they can become together, those of their own options that are best
+    at some price: all that a knapsack without them would choose, but for the rest of the budget.
+    """
+    offers = _with_tables(offers, cuts, method)
+    units = {name: [{name: option} for option in options] for name, options in offers.items()}
+    for first, together in joint.items():
+        members = list(together[0])
+        hulls = lower_hulls([_choices(units.pop(name), offers, cuts, method, price) for name in members])
+        units[first] = [
+            *({name: offers[name][i] for name, i in zip(members, places, strict=True)} for places in hulls),
+            *map(dict, together),
+        ]
+    return units
 
 
-def _costs(name: str, options: Sequence[Option], price: Price) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return np.array([price(name, option) for option in options], dtype=np.float64)
+def _options_of(units: Mapping[str, Sequence[Mapping[str, Option]]], chosen: Mapping[str, int]) -> dict[str, Option]:
+    return {name: option for unit, i in chosen.items() for name, option in units[unit][i].items()}
+
+
+def _choices(
+    options: Sequence[Mapping[str, Option]], offers: Offers, cuts: Mapping[str, Cut], method: Method, price: Price
+) -> Choices:
+    """Return costs and losses of options of one layer or several; losses count beside the layers as they stay, which
+    are the first in `offers`.
+    """
+    dense = sum(predicted_loss(method, cuts[name], offers[name][0]) for name in options[0])
+    losses = [sum(predicted_loss(method, cuts[name], one) for name, one in option.items()) for option in options]
+    return Choices(np.array([_sum(option, price) for option in options], dtype=np.float64), np.array(losses) - dense)
 
 
 def _with_tables(offers: Offers, cuts: Mapping[str, Cut], method: Method) -> Offers:
@@ -181,9 +231,6 @@ def _with_tables(offers: Offers, cuts: Mapping[str, Cut], method: Method) -> Off
 def _best_of_groups(least: Option, cut: Cut, method: Method) -> list[Option]:
     """Return, for a table's smallest option of some type, options from the largest to it: each takes one more step in
     one group. Another option is returned alone.
-
-    The steps of a group go down the lower convex hull of its losses over its bytes; all are taken in the order of what
-    they lose a byte, which visits the Lagrangian's choices at every multiplier.
     """
     if least.format != "grouped":
         return [least]
@@ -191,29 +238,14 @@ def _best_of_groups(least: Option, cut: Cut, method: Method) -> list[Option]:
     (rows, columns), dtype = cut.weight.shape, least.dtype
     sizes = group_sizes(rows)
 
-    def point(g: int, k: int) -> tuple[float, float, int]:
+    def point(g: int, k: int) -> tuple[float, float]:
         part, form, place = cut.parts("grouped", [k] * len(sizes))[g]
-        return group_bytes(sizes[g], columns, dtype, k), method.scale(part) * part.error(form, dtype, place), k
+        return group_bytes(sizes[g], columns, dtype, k), method.scale(part) * part.error(form, dtype, place)
 
-    steps: list[tuple[float, int, int]] = []
-    for g, size in enumerate(sizes):
-        points = [point(g, k) for k in reversed(ranks_of_group(size, columns))]
-        hull = points[:1]
-        for next_point in points[1:]:
-            while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], next_point):
-                hull.pop()
-            hull.append(next_point)
-        steps += [(_slope(a, b), g, b[2]) for a, b in pairwise(hull)]
-    ranks, found = [columns] * len(sizes), []
-    for _, g, k in sorted(steps, key=lambda step: step[:1]):
-        ranks[g] = k
-        found.append(grouped(rows, columns, dtype, ranks))
-    return found
-
-
-def _slope(larger: tuple[float, float, int], smaller: tuple[float, float, int]) -> float:
-    """Return what the step from one point (bytes, loss, rank) to the next loses a byte."""
-    return (smaller[1] - larger[1]) / (larger[0] - smaller[0])
+    ranks = [list(reversed(ranks_of_group(size, columns))) for size in sizes]
+    points = [np.array([point(g, k) for k in some]).T for g, some in enumerate(ranks)]
+    _, *smaller = lower_hulls([Choices(*both) for both in points])  # without the table as it is
+    return [grouped(rows, columns, dtype, [some[i] for some, i in zip(ranks, at, strict=True)]) for at in smaller]
 
 
 def _shares_by_type(offers: Offers, cuts: Mapping[str, Cut], budget: float, price: Price) -> dict[str, float]:

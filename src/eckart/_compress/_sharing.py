@@ -1,17 +1,18 @@
-"""Layers of the same type in adjacent blocks that get one `down` between them: the factor pair of their stack.
+"""Layers that get one `down` between them: the factor pair of their stack, of which each has its own rows of `up`.
 
-With inputs x_1, x_2 of two layers W_1, W_2 the stack [W_1; W_2] is truncated in the metric E[x_1 x_1ᵀ] + E[x_2 x_2ᵀ]:
-`down` is common to both, and each has its own rows of `up`.
+Across blocks: with inputs x_1, x_2 of two layers W_1, W_2 of the same type in adjacent blocks, the stack [W_1; W_2] is
+truncated in the metric E[x_1 x_1ᵀ] + E[x_2 x_2ᵀ]. Within a block, [q; k; v] or [gate; up] read the same input, whose
+metric it is; of the outputs' it has the blocks on the diagonal. There a layer has options of its own as well.
 
-Source: Basis Sharing (Wang et al., ICLR 2025), which shares the types that read the residual stream, two blocks at a
-time, and the same fraction of the numbers of every stack.
+Source, across blocks: Basis Sharing (Wang et al., ICLR 2025), which shares the types that read the residual stream, two
+blocks at a time, and the same fraction of the numbers of every stack.
 """
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import TYPE_CHECKING
 
@@ -20,19 +21,26 @@ from eckart.errors import UsageError
 from eckart.models._option import Option, dense, shared
 
 if TYPE_CHECKING:
-    from eckart._factorise import Cut, Spectrum
+    from eckart._factorise import Cut, RowGroups, Spectrum
     from eckart.models._model import Layer
 
-__all__ = ["Stacks", "StoredMember", "stacks_in", "stacks_of"]
+__all__ = ["Stacks", "StoredMember", "as_stack", "stack_of", "stacks_in", "stacks_of", "within_blocks"]
 
 BLOCKS = 2  # that share
 
 
 @dataclass(frozen=True)
 class Stacks:
-    """members: by the name of the layer that stores `down`, the layers of its stack, itself first."""
+    """members: by the name of the layer that stores `down`, the layers of a stack across blocks, itself first; they
+    are truncated together alone. within: likewise those that read the same input; their stack is truncated besides.
+    """
 
     members: Mapping[str, Sequence[Layer]]
+    within: Mapping[str, Sequence[Layer]] = field(default_factory=dict)
+
+    def stacked(self) -> dict[str, list[str]]:
+        """Return the layers of every stack within a block, by the name under which it is truncated."""
+        return {stack_of(name): [one.name for one in some] for name, some in self.within.items()}
 
     def owner(self, name: str) -> str:
         """Return the layer that stores the `down` of this one, "" where none is shared."""
@@ -52,21 +60,32 @@ class Stacks:
         found = dict(options)
         for name, some in self.members.items():
             if name in options:
-                ranks, dtype = options[name].ranks, options[name].dtype
-                for one in some:
-                    shape, owner = (one.rows, one.columns, one.bias, dtype), "" if one.name == name else name
-                    found[one.name] = shared(*shape, ranks[0], owner) if ranks else dense(*shape)
+                found |= as_stack(some, options[name].dtype, options[name].ranks)
         return found
 
     def cuts(self, cuts: Mapping[str, Cut]) -> dict[str, Cut]:
-        """Return the truncation of every layer, given those of stacks under their first layers' names."""
-        found = dict(cuts)
+        """Return the truncation of every layer, given those of stacks, across blocks under the first layers' names."""
+        found = {name: cut for name, cut in cuts.items() if name not in self.stacked()}
         for name, some in self.members.items():
-            start = 0
-            for one in some:
-                found[one.name] = StoredMember(cuts[name], slice(start, start + one.rows), one.name == name)
-                start += one.rows
+            found |= _parts(cuts[name], some)
+        for name, some in self.within.items():
+            for one, part in _parts(cuts[stack_of(name)], some).items():
+                found[one] = _AloneOrNot(cuts[one], part) if one in cuts else part
         return found
+
+
+def stack_of(name: str) -> str:
+    """Return the name under which the stack within a block is truncated of which this layer is the first."""
+    return f"{name}#stack"
+
+
+def as_stack(members: Sequence[Layer], dtype: str, ranks: Sequence[int]) -> dict[str, Option]:
+    """Return the options of layers of which the first stores a `down` of this rank for all; () leaves them dense."""
+    owner, found = members[0].name, {}
+    for one in members:
+        shape = (one.rows, one.columns, one.bias, dtype)
+        found[one.name] = shared(*shape, ranks[0], "" if one.name == owner else owner) if ranks else dense(*shape)
+    return found
 
 
 @dataclass(frozen=True)
@@ -80,10 +99,36 @@ class StoredMember:
     def parts(self, form: str, ranks: Sequence[int]) -> list[tuple[Spectrum, str, int]]:
         return self.stack.parts(form, ranks) if self.first else []
 
-    def factors(self, ranks: Sequence[int]) -> Pair:
-        pair = self.stack.factors(ranks)
+    def factors(self, form: str, ranks: Sequence[int]) -> Pair:
+        pair = self.stack.factors(form, ranks)
         assert isinstance(pair, Pair)
         return replace(pair, up=pair.up[self.rows])
+
+
+def _parts(stack: Cut, members: Sequence[Layer]) -> dict[str, Cut]:
+    found: dict[str, Cut] = {}
+    start = 0
+    for i, one in enumerate(members):
+        found[one.name] = StoredMember(stack, slice(start, start + one.rows), i == 0)
+        start += one.rows
+    return found
+
+
+@dataclass(frozen=True)
+class _AloneOrNot:
+    """A layer that can be cut on its own, or as a part of a stack."""
+
+    alone: Cut
+    part: Cut
+
+    def _cut(self, form: str) -> Cut:
+        return self.part if form == "shared" else self.alone
+
+    def parts(self, form: str, ranks: Sequence[int]) -> list[tuple[Spectrum, str, int]]:
+        return self._cut(form).parts(form, ranks)
+
+    def factors(self, form: str, ranks: Sequence[int]) -> Pair | RowGroups:
+        return self._cut(form).factors(form, ranks)
 
 
 def stacks_in(layers: Mapping[str, Layer], names: Sequence[str], blocks: Sequence[str]) -> Stacks:
@@ -101,8 +146,17 @@ def stacks_in(layers: Mapping[str, Layer], names: Sequence[str], blocks: Sequenc
     return Stacks(members)
 
 
-def stacks_of(options: Mapping[str, Option], layers: Mapping[str, Layer]) -> Stacks:
-    """Return the stacks that the options of a plan describe; UsageError where they do not fit together."""
+def within_blocks(layers: Mapping[str, Layer], names: Sequence[str]) -> dict[str, list[Layer]]:
+    """Return the stacks, by the name of the first, of those of these layers that read the same input."""
+    groups = {group: [layers[one] for one in group if one in names] for group in (layers[name].group for name in names)}
+    return {some[0].name: some for some in groups.values() if len(some) > 1}
+
+
+def stacks_of(options: Mapping[str, Option], layers: Mapping[str, Layer], *, across: bool) -> Stacks:
+    """Return the stacks that the options of a plan describe; UsageError where they do not fit together.
+
+    across: whether they are across blocks; else their layers must read the same input.
+    """
     members: dict[str, list[Layer]] = {
         name: [layers[name]] for name, o in options.items() if o.format == "shared" and not o.down_of
     }
@@ -113,5 +167,7 @@ def stacks_of(options: Mapping[str, Option], layers: Mapping[str, Layer]) -> Sta
                 raise UsageError(f"{name} is to use the factor of {option.down_of!r}, which the plan does not share")
             if owner.ranks != option.ranks or first.columns != layers[name].columns:
                 raise UsageError(f"{name} and {option.down_of} cannot share: their ranks or columns differ in the plan")
+            if not across and name not in first.group:
+                raise UsageError(f"{name} and {option.down_of} cannot share: they do not read the same input")
             members[option.down_of].append(layers[name])
-    return Stacks(members)
+    return Stacks(members) if across else Stacks({}, members)

@@ -47,13 +47,13 @@ class StoredTable:
             for cut, k in zip(self.cuts, ranks or [columns] * len(self.cuts), strict=True)
         ]
 
-    def factors(self, ranks: Sequence[int]) -> RowGroups:
+    def factors(self, form: str, ranks: Sequence[int]) -> RowGroups:
         """Return the groups at these ranks; one of all columns stays as it is."""
         import torch
 
         columns = self.weight.shape[1]
         parts: list[torch.Tensor | Pair] = [
-            self.weight[rows] if k == columns else cut.factors([k])
+            self.weight[rows] if k == columns else cut.factors("pair", [k])
             for rows, cut, k in zip(self.rows, self.cuts, ranks, strict=True)
         ]
         order = torch.empty(len(self.weight), dtype=torch.int32)

@@ -70,8 +70,11 @@ Correct = Annotated[
     ),
 ]
 Storage = Annotated[
-    Literal["auto", "pair", "pifa"],
-    typer.Option(help="Of a factored layer: a pair of factors, or k of its rows and the rest's coefficients."),
+    Literal["auto", "pair", "pifa", "shared"],
+    typer.Option(
+        help="Of a factored layer: a pair of factors, or k of its rows and the rest's coefficients; shared: of either, "
+        "or of one pair for all layers that read the same input, what is best."
+    ),
 ]
 Layers = Annotated[
     Optional[list[str]],  # noqa: UP045
