@@ -133,14 +133,7 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(
     arguments: list[str], expected: dict[str, str], tmp_path: Path
 ) -> None:
     out, journal = tmp_path / "small", tmp_path / ".small.journal"
-    slow = "import eckart._compress._journal as j, time, sys; put = j.Journal.put\n" \
-        "j.Journal.put = lambda *a: (put(*a), time.sleep(0.3))\nfrom eckart.cli import main; main()"  # fmt: skip
-    command = prepared([sys.executable, "-c", slow, *arguments, "-o", str(out)], HEED_INTERRUPTS)
-    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    for _ in range(600):
-        if journal.exists() and len(list(journal.glob("*.safetensors"))) >= 2:
-            break
-        time.sleep(0.1)
+    child = slow_run([*arguments, "-o", str(out)], journal)
     child.send_signal(signal.SIGINT)
     _, said = child.communicate(timeout=60)
     assert child.returncode == 130
@@ -148,6 +141,52 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(
     assert journal.exists()
     subprocess.run([sys.executable, "-m", "eckart", *arguments, "-o", str(out), "--resume"], check=True)
     assert contents(out) == expected
+
+
+SLOW = """
+import eckart._compress._journal as j, time, sys
+put = j.Journal.put
+j.Journal.put = lambda *a: (put(*a), time.sleep(0.3))
+from eckart.cli import main
+main()
+"""
+
+
+def slow_run(arguments: list[str], journal: Path) -> subprocess.Popen[str]:
+    """Return a run that has finished two layers, and takes its time for the others."""
+    command = prepared([sys.executable, "-c", SLOW, *arguments], HEED_INTERRUPTS)
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    for _ in range(600):
+        if journal.exists() and len(list(journal.glob("*.safetensors"))) >= 2:
+            break
+        time.sleep(0.1)
+    return child
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_two_runs_do_not_work_in_one_folder(
+    arguments: list[str], expected: dict[str, str], tmp_path: Path, kept: bool
+) -> None:
+    out, journal = tmp_path / "small", tmp_path / ("kept" if kept else ".small.journal")
+    command = [*arguments, "-o", str(out), *(["--calibration", str(journal)] if kept else [])]
+    child = slow_run(command, journal)
+    for more in ([], ["--resume"]):
+        other = [sys.executable, "-m", "eckart", *command, *more]
+        refused = subprocess.run(other, capture_output=True, text=True, check=False)
+        assert refused.returncode == OutputError.status
+        assert "another process is at work in" in refused.stderr
+    _, said = child.communicate(timeout=300)
+    assert child.returncode == 0, said
+    assert contents(out) == expected
+
+
+def test_what_a_killed_run_was_saving_is_removed_by_the_next(arguments: list[str], tmp_path: Path) -> None:
+    command = [*arguments, "-o", str(tmp_path / "small"), "--calibration", str(tmp_path / "kept")]
+    killed = subprocess.run([sys.executable, "-c", KILLER, "checking", "0", *command], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.glob(".small.unfinished-*"))) == 1
+    subprocess.run([sys.executable, "-m", "eckart", *command], check=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "small"]
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from eckart._compress._journal import Journal
@@ -112,16 +113,13 @@ def truncations(
                     runner,
                     model,
                     others,
-                    lambda some: model.tap(
-                        list(dict.fromkeys(one for name in some for one in stacked.get(name, [name]))),
-                        gradients=method.gradients,
-                    ),
                     tables,
                     method,
                     lambda some, taps: list(take(some, taps)),
                     journal,
                     progress,
                     _probed(seed) if method.unit == SQUARES else _predicted,
+                    stacked,
                 )
                 for name in tables:
                     gram = Gram(model.weight(name).shape[1], device)
@@ -166,19 +164,24 @@ def _sweep(
     runner: BlockRunner,
     model: HuggingFaceModel,
     names: Sequence[str],
-    tap: Callable[[Sequence[str]], contextlib.AbstractContextManager[Taps]],
     tables: Sequence[str],
     method: Method,
     take: Callable[[Sequence[str], Taps | None], object],
     journal: Journal,
     progress: Progress,
     loss: Loss,
+    stacked: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> list[torch.Tensor]:
     """Run forward block by block, then the head, then backward block by block, and hand over each block's Grams.
 
-    Returns the gradients that reach the first block. What is seen of `tables` goes to the journal.
-    Where the journal holds gradients at a block boundary, nothing beyond it is run again.
+    Returns the gradients that reach the first block. stacked: of which layers some names are stacks. What is seen of
+    `tables` goes to the journal. Where the journal holds gradients at a block boundary, nothing beyond it is run again.
     """
+
+    def tap(some: Sequence[str]) -> contextlib.AbstractContextManager[Taps]:
+        alone = dict.fromkeys(one for name in some for one in stacked.get(name, [name]))
+        return model.tap(list(alone), gradients=method.gradients)
+
     blocks = model.blocks()
     home = home_blocks(names, blocks)
     backward, reached = method.gradients != "none", journal.gradients()

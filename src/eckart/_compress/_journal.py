@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Journal", "StoredTruncation", "journal_beside"]
 
 FINGERPRINT, GRADIENTS, TRAINING = "fingerprint.json", "gradients.safetensors", "training-*.safetensors"
+LOCK = "eckart.lock"  # held by the process that is at work in the folder; the system lets go of it however that ends
 
 
 @dataclass(frozen=True)
@@ -229,26 +230,27 @@ def journal_beside(
 
     resume: go on with the journal that an interrupted run left, or begin where there is none. kept: a folder for the
     journal, which stays there for other runs. Without either the journal is a temporary one. fingerprint: what its
-    contents depend on, part by part. OutputError E-exists: there is a journal already, and nobody asked to go on;
-    UsageError: it is one of something else.
+    contents depend on, part by part. OutputError E-exists: there is a journal already, and nobody asked to go on, or
+    another process is at work in it; UsageError: it is one of something else.
     """
     if kept is not None:
-        if (kept / FINGERPRINT).exists():
-            _check(kept, fingerprint)
-        else:
+        if not ((kept / FINGERPRINT).exists() or (kept / LOCK).exists()):
             refuse_filled(kept)
-            _begin(kept, fingerprint)
-        journal = Journal(kept)
-        yield journal
-        journal.end_trainings()
+        with _at_work(kept):
+            _check(kept, fingerprint)
+            _clear(out)
+            journal = Journal(kept)
+            yield journal
+            journal.end_trainings()
         return
     if out is None:
         with tempfile.TemporaryDirectory(prefix="eckart-") as temporary:
             yield Journal(Path(temporary))
         return
     folder = out.with_name(f".{out.name}.journal")
-    if folder.exists():
-        if not resume:
+    begun = folder.exists()
+    with _at_work(folder):
+        if begun and not resume:
             raise OutputError(
                 f"an unfinished run towards {out} is in {folder}",
                 fix="--resume to go on with it, or remove that folder",
@@ -256,34 +258,53 @@ def journal_beside(
                 code="E-exists",
             )
         _check(folder, fingerprint)
-    else:
-        _begin(folder, fingerprint)
-    for unfinished in out.parent.glob(f".{glob.escape(out.name)}.unfinished-*"):  # a run that was killed while saving
-        shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        yield Journal(folder)
-    except EckartError:
+        _clear(out)
+        try:
+            yield Journal(folder)
+        except EckartError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        except KeyboardInterrupt as interruption:
+            interruption.add_note(f"finished layers are kept in {folder}; --resume goes on with them")
+            raise
         shutil.rmtree(folder, ignore_errors=True)
-        raise
-    except KeyboardInterrupt as interruption:
-        interruption.add_note(f"finished layers are kept in {folder}; --resume goes on with them")
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
 
 
-def _begin(folder: Path, fingerprint: Mapping[str, Any]) -> None:
+@contextlib.contextmanager
+def _at_work(folder: Path) -> Iterator[None]:
+    """Make the folder, if it is not there, and keep other processes out; OutputError: one is at work in it."""
+    from filelock import FileLock, Timeout
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK, timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise OutputError(
+            f"another process is at work in {folder}",
+            fix="wait for it, or stop it first",
+            file=str(folder),
+            code="E-exists",
+        ) from error
     except OSError as error:
         raise cannot_write(folder, error) from error
-    with write_whole(folder / FINGERPRINT) as file:
-        file.write(dump_json(dict(fingerprint)).encode())
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _clear(out: Path | None) -> None:
+    """Remove what a run that was killed while it saved has left beside `out`."""
+    for unfinished in out.parent.glob(f".{glob.escape(out.name)}.unfinished-*") if out else ():
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _check(folder: Path, fingerprint: Mapping[str, Any]) -> None:
-    if not (folder / FINGERPRINT).exists():  # ended before anything was done
-        shutil.rmtree(folder)
-        _begin(folder, fingerprint)
+    """Begin a new journal, or raise UsageError where it is one of something else."""
+    if not (folder / FINGERPRINT).exists():
+        with write_whole(folder / FINGERPRINT) as file:
+            file.write(dump_json(dict(fingerprint)).encode())
         return
     found = read_json(folder / FINGERPRINT)
     for part, here in fingerprint.items():
