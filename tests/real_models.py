@@ -43,7 +43,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory, texts: dict[str, Path]) -> Callable[..., Path]:
-    """Return the folder of a small model with its tokenizer: tiny("llama" | "gpt2" | "bert" | "untied")."""
+    """Return the folder of a small model with its tokenizer: "llama", "untied", "gpt2", "bert", "neox" or "phi"."""
     made: dict[str, Path] = {}
 
     def get(kind: str) -> Path:
@@ -78,6 +78,14 @@ def _build(kind: str, folder: Path, text: Path) -> None:
         model = transformers.GPT2LMHeadModel(
             transformers.GPT2Config(vocab_size=VOCABULARY, n_embd=48, n_layer=3, n_head=4, n_positions=128)
         )
+    elif kind == "neox":
+        config = transformers.GPTNeoXConfig(**size, num_attention_heads=4, max_position_embeddings=128)
+        model = transformers.GPTNeoXForCausalLM(config)
+    elif kind == "phi":  # whose head has a bias
+        model = transformers.PhiForCausalLM(
+            transformers.PhiConfig(**size, num_attention_heads=4, max_position_embeddings=128, pad_token_id=1)
+        )
+        torch.nn.init.normal_(model.lm_head.bias)
     else:
         model = transformers.BertForMaskedLM(
             transformers.BertConfig(**size, num_attention_heads=4, max_position_embeddings=128)

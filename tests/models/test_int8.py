@@ -124,7 +124,7 @@ def test_numbers_and_bytes_are_those_of_the_tensors(rows: int, columns: int, k: 
         assert _option.read_option(option.to_json(), rows, columns, bias) == option
         assert option.replaces
     for ranks in ([8] * 6, [48, 48, 8, 16, 24, 32], [48] * 6):
-        option, table = _option.grouped(384, 48, "int8", ranks), FactoredTable(384, 48, ranks, int8=True)
+        option, table = _option.grouped(384, 48, False, "int8", ranks), FactoredTable(384, 48, ranks, int8=True)
         assert option.params == sum(t.numel() for t in table.state_dict().values())
         assert option.bytes == sum(t.numel() * t.element_size() for t in table.state_dict().values())
     assert not _option.dense(4, 4, True, "float16").replaces
@@ -272,7 +272,7 @@ def test_saved_reloaded_and_as_planned(tiny: Tiny, tmp_path: Path, kind: str, fo
 def test_groups_of_a_table_in_int8(tiny: Tiny, texts: dict[str, Path], tmp_path: Path, kind: str) -> None:
     model, name, ranks = eckart.open_model(tiny(kind)), TABLES[kind], [48, 48, 16, 16, 8, 8]
     layers = [
-        replace(layer, option=_option.grouped(384, 48, "int8", ranks) if layer.name == name else layer.dense)
+        replace(layer, option=_option.grouped(384, 48, False, "int8", ranks) if layer.name == name else layer.dense)
         for layer in in_int8(model, "dense").layers
     ]
     plan = replace(in_int8(model, "dense"), method="two-sided", unit="nats a token", layers=tuple(layers))

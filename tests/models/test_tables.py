@@ -23,10 +23,12 @@ from eckart._compress._tables import StoredTable, groups_of, metric_of, ranks_of
 from eckart._factorise import Gram, truncation
 from eckart._rounding import rounding
 from eckart.errors import RankError, UsageError
-from eckart.models import _option
+from eckart.models import _huggingface, _option
+from eckart.models._factored_layers import Int8Linear
+from eckart.models._latency import _calls
 from eckart.models._model import silent
 from eckart.models._quality import next_token_loss
-from eckart.models._table import FactoredTable, TiedHead
+from eckart.models._table import FactoredHead, FactoredTable, TiedHead
 from eckart.models._taps import TableTaps
 
 Tiny = Callable[..., Path]
@@ -46,14 +48,14 @@ def test_half_of_the_rows_are_in_the_last_group(rows: int) -> None:
 
 def test_numbers_and_bytes_are_those_of_the_tensors() -> None:
     for ranks in ([8, 8, 8, 8, 8, 8], [48, 48, 8, 16, 24, 32], [48] * 6):
-        option = _option.grouped(384, 48, "float16", ranks)
+        option = _option.grouped(384, 48, False, "float16", ranks)
         stored = FactoredTable(384, 48, option.ranks, dtype=torch.float16).state_dict()
         assert option.params == sum(t.numel() for t in stored.values())
         assert option.bytes == sum(t.numel() * t.element_size() for t in stored.values())
         assert _option.read_option(option.to_json(), 384, 48, False) == option
     for ranks in ([8] * 5, [0] + [8] * 5, [49] + [8] * 5):
         with pytest.raises(RankError, match="6 groups of rows"):
-            _option.grouped(384, 48, "float16", ranks)
+            _option.grouped(384, 48, False, "float16", ranks)
 
 
 def table_of(weight: torch.Tensor, shares: torch.Tensor, metric: torch.Tensor, folder: Path) -> StoredTable:
@@ -143,6 +145,7 @@ def test_the_metric_is_the_sum_of_both_uses() -> None:
     both = metric_of(TableTaps(none, none, rows), gradients)
     assert torch.allclose(alone, gradients.shrunk(0.1))
     assert torch.allclose(both - alone, rows.shrunk(0.02))
+    assert torch.allclose(metric_of(TableTaps(none, none, rows), None), rows.shrunk(0.02))
 
 
 @pytest.mark.parametrize("kind", ["llama", "untied", "gpt2"])
@@ -212,7 +215,7 @@ def test_the_offered_options_are_the_best_at_every_price(tmp_path: Path) -> None
     weight, shares = torch.randn(384, 48), torch.rand(384, dtype=torch.float64) ** 6
     table = table_of(weight, shares / shares.sum(), torch.eye(48, dtype=torch.float64), tmp_path)
     sizes, method = _option.group_sizes(384), METHODS["two-sided"]
-    least = _option.grouped(384, 48, "float16", [ranks_of_group(size, 48)[0] for size in sizes])
+    least = _option.grouped(384, 48, False, "float16", [ranks_of_group(size, 48)[0] for size in sizes])
     offers = _best_of_groups(least, table, method)
 
     assert [option.params for option in offers] == sorted((option.params for option in offers), reverse=True)
@@ -228,3 +231,80 @@ def test_the_offered_options_are_the_best_at_every_price(tmp_path: Path) -> None
             best += min(prices)
         if best + price * 384 < price * 384 * 48:  # otherwise dense, which has no order, is better still
             assert found == pytest.approx(best + price * 384, rel=1e-9)
+
+
+HEADS = {"untied": "lm_head", "neox": "lm_head", "phi": "lm_head"}
+
+
+@pytest.fixture
+def large_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let 384 outputs be too many for an output Gram."""
+    monkeypatch.setattr(_huggingface, "LARGEST_OUTPUT", 256)
+
+
+@pytest.mark.usefixtures("large_heads")
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("dtype", ["float32", "float16,int8"])
+def test_a_large_head_tied_to_nothing_is_a_table_of_its_own(
+    tiny: Tiny, texts: dict[str, Path], tmp_path: Path, kind: str, dtype: str
+) -> None:
+    job: dict[str, Any] = {"data": texts["train"], "tokens": 1024, "context": 64, "layers": HEADS[kind]}
+    small = eckart.compress(tiny(kind), 0.92, cost="bytes", dtype=dtype, out=tmp_path / "small", **job)
+    (option,) = small.plan.options.values()
+    assert option.format == "grouped" or option.dtype == "int8"
+    again: Any = eckart.open_model(tmp_path / "small")
+    head = again.module.get_output_embeddings()
+    assert isinstance(head, FactoredHead if option.format == "grouped" else Int8Linear)
+    assert torch.equal(again.run(TOKENS), small.run(TOKENS))
+    assert (head.bias is not None) == (kind == "phi")
+    read = torch.randn(3, 48)
+    expected = functional.linear(read, head.weight, head.bias)
+    assert torch.allclose(head(read), expected, atol=1e-4 * float(expected.abs().max()))
+    assert option.params == sum(t.numel() for t in head.state_dict().values())
+    plain = eckart.compress(
+        tiny(kind), plan=small.plan, format="dense", out=tmp_path / "plain", **job | {"layers": "*"}
+    )
+    assert torch.allclose(plain.run(TOKENS), small.run(TOKENS), atol=1e-3 * float(small.run(TOKENS).abs().max()))
+
+
+@pytest.mark.usefixtures("large_heads")
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_heads_metric_and_shares_are_those_of_what_it_reads_and_predicts(
+    tiny: Tiny, texts: dict[str, Path], kind: str, tmp_path: Path
+) -> None:
+    model: Any = eckart.open_model(tiny(kind))
+    assert [name for name, layer in model.layers().items() if layer.table] == [
+        name for name in model.layers() if model.module.get_submodule(name).weight.shape[0] == 384
+    ]
+    logits = torch.cat([model.run(batch) for batch in BATCHES]).flatten(0, 1)
+    journal = Journal(tmp_path)
+    with contextlib.closing(model.runner(BATCHES)) as runner:
+        _sweep(
+            runner, model, [], [HEADS[kind]], METHODS["two-sided"], lambda some, taps: None, journal, silent, _predicted
+        )
+    taps = journal.seen(HEADS[kind])
+    assert float(taps.looked_up.sum()) == 0
+    assert float((taps.predicted - logits.softmax(-1).sum(0)).abs().max()) <= 1e3 * EPS * float(taps.predicted.max())
+    assert taps.inputs is not None
+    head = model.module.get_output_embeddings()
+    weight = head.weight.detach().double()
+    bias = torch.zeros(384) if head.bias is None else head.bias.detach()
+    read = torch.linalg.lstsq(weight, (logits - bias).double().T).solution
+    gram = read @ read.T
+    assert float((taps.inputs.sum - gram).norm()) <= 1e4 * EPS * float(gram.norm())
+
+
+@pytest.mark.usefixtures("large_heads")
+@pytest.mark.parametrize("method", ["svd-llm", "plain"])
+def test_methods_without_tables_say_that_a_large_head_stays(tiny: Tiny, texts: dict[str, Path], method: str) -> None:
+    plan = eckart.plan(tiny("neox"), 0.9, method=method, data=texts["train"], tokens=1024, context=64)
+    kept = {layer.name: layer.kept for layer in plan.layers}
+    assert kept["lm_head"] == "a large head, which this method leaves as it is"
+
+
+@pytest.mark.usefixtures("large_heads")
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_large_head_is_timed_where_it_multiplies(tiny: Tiny, kind: str) -> None:
+    model: Any = eckart.open_model(tiny(kind))
+    assert _calls(model, list(model.layers()), 16)[HEADS[kind]] == [1]  # of the last token alone
+    assert not any(layer.looked_up for name, layer in model.layers().items() if name in _calls(model, [name], 16))

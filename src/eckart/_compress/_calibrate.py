@@ -85,7 +85,7 @@ def truncations(
         (k,) = kept_ranks[name]
         journal.put(name, *made_by.truncation(weight, metric, None, k))
 
-    def cut_table(name: str, gradients: Gram) -> None:
+    def cut_table(name: str, gradients: Gram | None) -> None:
         seen, weight = journal.seen(name), model.weight(name).to(device)
         shares, metric = row_weights(seen).to(weight.device), metric_of(seen, gradients).to(weight.device)
         rows = groups_of(shares)
@@ -122,13 +122,17 @@ def truncations(
                     stacked,
                 )
                 for name in tables:
-                    gram = Gram(model.weight(name).shape[1], device)
-                    for rows in runner.before(model.module.get_submodule(name), gradients):
-                        gram.add(rows.reshape(-1, rows.shape[-1]))
+                    gram = None
+                    if layers[name].looked_up:
+                        gram = Gram(layers[name].columns, device)
+                        for rows in runner.before(model.module.get_submodule(name), gradients):
+                            gram.add(rows.reshape(-1, rows.shape[-1]))
                     cut_table(name, gram)
     return stacks.cuts(
         {
-            name: journal.get_table(name, model.weight(name)) if name in tables else journal.get(name)
+            name: journal.get_table(name, model.weight(name), layers[name].bias)
+            if name in tables
+            else journal.get(name)
             for name in kept_ranks
         }
     )

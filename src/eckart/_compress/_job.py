@@ -534,7 +534,7 @@ def _fitting(given: Plan, model: HuggingFaceModel, method: Method) -> dict[str, 
         if planned.name in given.options and form not in _formats_of(layer, method):
             raise UsageError(
                 f"{planned.name} cannot be stored as {form!r} by this method",
-                fix='an embedding as "grouped", another layer as "pair" or "pifa"',
+                fix='an embedding or a large head as "grouped", another layer as "pair" or "pifa"',
             )
         if planned.option.format == "folded" and planned.name not in leaders:
             raise UsageError(

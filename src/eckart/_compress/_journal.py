@@ -106,13 +106,13 @@ class Journal:
         with write_whole(self._path(layer)) as file:  # last: with this the table is there
             file.write(save({str(g): some.cpu().contiguous() for g, some in enumerate(rows)}))
 
-    def get_table(self, layer: str, weight: torch.Tensor) -> StoredTable:
+    def get_table(self, layer: str, weight: torch.Tensor, bias: bool = False) -> StoredTable:
         from safetensors.torch import load_file
 
         found = load_file(self._path(layer))
         groups = range(len(found))
         return StoredTable(
-            weight, tuple(found[str(g)] for g in groups), tuple(self.get(f"{layer}#{g}") for g in groups)
+            weight, tuple(found[str(g)] for g in groups), tuple(self.get(f"{layer}#{g}") for g in groups), bias
         )
 
     def put_seen(self, layer: str, taps: TableTaps) -> None:

@@ -263,7 +263,7 @@ def _at_rank(layer: LayerPlan, k: int | None) -> Option:
     if k is None:
         return layer.dense
     if layer.table:
-        return grouped(rows, columns, dtype, [k] * len(group_sizes(rows)))
+        return grouped(rows, columns, bias, dtype, [k] * len(group_sizes(rows)))
     if form == "shared":
         return shared(rows, columns, bias, dtype, k, layer.option.down_of)
     return factored("pair" if form == "dense" else form, rows, columns, bias, dtype, k)

@@ -84,16 +84,18 @@ def shared_on_offer(
 
 
 def reason_to_keep(layer: Layer, *, tables: bool) -> str:
-    """Return why a layer must stay dense, or "". tables: whether embeddings may change."""
-    return layer.kept or ("an embedding table, which this method leaves as it is" if layer.table and not tables else "")
+    """Return why a layer must stay dense, or "". tables: whether embeddings and large heads may change."""
+    if layer.kept or tables or not layer.table:
+        return layer.kept
+    return f"{'an embedding table' if layer.looked_up else 'a large head'}, which this method leaves as it is"
 
 
 def selected(layers: Mapping[str, Layer], patterns: str | Sequence[str], *, tables: bool) -> dict[str, str]:
     """Return for every layer why it must stay dense, or "" for those that may change.
 
     patterns: shell patterns, or regular expressions after "re:", on the layers' names; one that begins with "!"
-    excludes. tables: whether embeddings may change. UsageError where nothing is left to compress, or a pattern matches
-    no layer.
+    excludes. tables: whether embeddings and large heads may change. UsageError where nothing is left to compress, or a
+    pattern matches no layer.
     """
     given = [patterns] if isinstance(patterns, str) else list(patterns)
     hits = {pattern: {name for name in layers if _matches(name, pattern.removeprefix("!"))} for pattern in given}
@@ -245,7 +247,9 @@ def _best_of_groups(least: Option, cut: Cut, method: Method) -> list[Option]:
     ranks = [list(reversed(ranks_of_group(size, columns))) for size in sizes]
     points = [np.array([point(g, k) for k in some]).T for g, some in enumerate(ranks)]
     _, *smaller = lower_hulls([Choices(*both) for both in points])  # without the table as it is
-    return [grouped(rows, columns, dtype, [some[i] for some, i in zip(ranks, at, strict=True)]) for at in smaller]
+    return [
+        grouped(rows, columns, cut.bias, dtype, [some[i] for some, i in zip(ranks, at, strict=True)]) for at in smaller
+    ]
 
 
 def _shares_by_type(offers: Offers, cuts: Mapping[str, Cut], budget: float, price: Price) -> dict[str, float]:

@@ -1,9 +1,10 @@
-"""Factors of an embedding and of the head tied to it: its rows in groups, each truncated at a rank of its own.
+"""Factors of an embedding, a large head, or both where they are tied: rows in groups, each truncated at its own rank.
 
 Row v is looked up with a share f_v of all tokens, and predicted with about the same share. With G, the Gram of what the
 head reads, and Γ, that of the gradient in what is looked up, a change D of the table costs to second order
 ½ Σ_v f_v d_v (G + Γ) d_vᵀ nats a token: for the lookup as any layer's change does, for the head since the Hessian of
-its loss in the logits is at most diag(p). Both uses have one metric, so they have one set of factors.
+its loss in the logits is at most diag(p). Both uses have one metric, so they have one set of factors. An embedding that
+is not tied has Γ alone and a head G alone.
 
 The text that is calibrated on shows a part of the vocabulary; PRIOR of f is what tokenizers' vocabularies show of
 others: they list tokens by falling frequency, which falls as one over the place (Zipf).
@@ -34,11 +35,15 @@ ZIPF_OFFSET = 10.0
 
 @dataclass(frozen=True)
 class StoredTable:
-    """The truncations of the groups of a table, in order, and the rows of each; `weight` (rows, columns) itself."""
+    """The truncations of the groups of a table, in order, and the rows of each; `weight` (rows, columns) itself.
+
+    bias: whether a bias is stored beside it.
+    """
 
     weight: torch.Tensor
     rows: tuple[torch.Tensor, ...]
     cuts: tuple[StoredTruncation, ...]
+    bias: bool = False
 
     def parts(self, form: str, ranks: Sequence[int]) -> list[tuple[Spectrum, str, int]]:
         columns = self.weight.shape[1]
@@ -77,10 +82,13 @@ def groups_of(weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return tuple(weights.argsort(descending=True, stable=True).split(group_sizes(len(weights))))
 
 
-def metric_of(taps: TableTaps, gradients: Gram) -> torch.Tensor:
-    """Return G + Γ, (columns, columns); Γ alone where no head is tied to the table."""
-    outputs = gradients.shrunk(GRADIENT_SHRINKAGE)
-    return outputs if taps.inputs is None else outputs + taps.inputs.shrunk(INPUT_SHRINKAGE).to(outputs.device)
+def metric_of(taps: TableTaps, gradients: Gram | None) -> torch.Tensor:
+    """Return G + Γ, (columns, columns): what a head reads, if one does, and the gradient, if rows are looked up."""
+    parts = [] if gradients is None else [gradients.shrunk(GRADIENT_SHRINKAGE)]
+    if taps.inputs is not None:
+        parts.append(taps.inputs.shrunk(INPUT_SHRINKAGE).to(parts[0].device if parts else taps.inputs.sum.device))
+    metric: torch.Tensor = sum(parts[1:], parts[0])
+    return metric
 
 
 def ranks_of_group(size: int, columns: int) -> list[int]:

@@ -119,20 +119,27 @@ class HuggingFaceModel:
         inside = {f"{name}.{part}" for name, m in factored for part, _ in m.named_children()}
         found = {name: m for name, m in modules.items() if name not in inside and layer_type(m) is not None}
         groups = _groups(found)
-        tied, table = _tied(found), self._table()
+        tied, tables = _tied(found), self._tables()
         return {
-            name: _describe(name, module, "" if name == table else tied.get(name, ""), name == table, groups[name])
+            name: _describe(name, module, "" if name in tables else tied.get(name, ""), name in tables, groups[name])
             for name, module in found.items()
         }
 
-    def _table(self) -> str:
-        """Return the name of the embedding that can be factored: the input's, tied to nothing or to the head alone."""
-        table = self.module.get_input_embeddings()
-        if type(table) is not nn.Embedding or not self.blocks():
-            return ""
-        owners = [name for name, m in self.module.named_modules() if getattr(m, "weight", None) is table.weight]
-        names = [name for name in owners if name != tied_head(self.module)]
-        return names[0] if len(names) == 1 else ""
+    def _tables(self) -> list[str]:
+        """Return the names of what can be factored in groups of rows: the input embedding, tied to nothing or to the
+        head alone, and a head that is tied to nothing and has so many outputs that they are no axis of a Gram matrix.
+        """
+        table, head = self.module.get_input_embeddings(), self.module.get_output_embeddings()
+        tied = tied_head(self.module)
+        wanted: list[nn.Module] = [table] if type(table) is nn.Embedding else []
+        if type(head) is nn.Linear and not tied and head.out_features > LARGEST_OUTPUT:
+            wanted.append(head)
+        found = []
+        for one in wanted if self.blocks() else ():
+            owners = [name for name, m in self.module.named_modules() if getattr(m, "weight", None) is one.weight]
+            names = [name for name in owners if name != tied]
+            found += names if len(names) == 1 else []
+        return found
 
     def folds(self) -> list[Fold]:
         """Return where a layer's order of rows can be folded into its neighbours, each tried out on the blocks."""
@@ -182,9 +189,11 @@ class HuggingFaceModel:
         return tapped({name: self.module.get_submodule(name) for name in names}, sorted(groups), gradients=gradients)
 
     def tap_table(self, name: str) -> contextlib.AbstractContextManager[TableTaps]:
-        """Collect how often rows of an embedding are looked up, and predicted by the head that is tied to it."""
-        head = tied_head(self.module)
-        return table_tapped(self.module.get_submodule(name), self.module.get_submodule(head) if head else None)
+        """Collect how often rows of a table are looked up, and predicted by the head that multiplies by it."""
+        table, head = self.module.get_submodule(name), tied_head(self.module)
+        if not isinstance(table, nn.Embedding):
+            return table_tapped(None, table)
+        return table_tapped(table, self.module.get_submodule(head) if head else None)
 
     # Changing it
 
@@ -331,7 +340,7 @@ def _describe(name: str, module: nn.Module, tied_to: str, table: bool, group: tu
     elif rows > LARGEST_OUTPUT and not table:
         kept = f"its {rows} outputs are more than {LARGEST_OUTPUT}"
     bias = getattr(module, "bias", None) is not None
-    return Layer(name, type(module).__name__, rows, columns, bias, kept, group, isinstance(kind, Embedding))
+    return Layer(name, type(module).__name__, rows, columns, bias, kept, group, table or isinstance(kind, Embedding))
 
 
 def _tied(found: Mapping[str, nn.Module]) -> dict[str, str]:

@@ -134,7 +134,7 @@ def _shapes(model: HuggingFaceModel) -> str:
 def _places(model: HuggingFaceModel, names: Iterable[str]) -> list[tuple[str, str]]:
     """Return with each layer the module that multiplies by its matrix: of a table the head tied to it, if any."""
     layers, head = model.layers(), tied_head(model.module)
-    return [(name, head if layers[name].table else name) for name in names if head or not layers[name].table]
+    return [(name, head if layers[name].looked_up else name) for name in names if head or not layers[name].looked_up]
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from eckart.models import _option
 from eckart.models._factored_layers import FactoredLayer, FactorPair, Int8Linear, PivotingFactorization, frozen
 from eckart.models._option import Option
 from eckart.models._shared import SharedPair
-from eckart.models._table import empty_table
+from eckart.models._table import FactoredHead, empty_table
 
 __all__ = ["Embedding", "Factors", "LayerType", "layer_type", "placeholder", "shape_of"]
 
@@ -78,7 +78,11 @@ class _Matmul:
 
     def options(self, module: nn.Module, dtype: str, ranks: Mapping[str, Iterable[Any]]) -> list[Option]:
         (m, n), bias = self.matrix(module).shape, module.bias is not None
-        less = [_option.factored(form, m, n, bias, dtype, k) for form, some in ranks.items() for k in some]
+        less = [
+            _option.grouped(m, n, bias, dtype, k) if form == "grouped" else _option.factored(form, m, n, bias, dtype, k)
+            for form, some in ranks.items()
+            for k in some
+        ]
         return [_option.dense(m, n, bias, dtype), *less]
 
     def factored(self, module: nn.Module, option: Option, factors: Factors | None, device: Any = None) -> nn.Module:
@@ -89,6 +93,8 @@ class _Matmul:
         new: FactoredLayer
         if option.format == "dense":
             new = Int8Linear(n, m, **where)
+        elif option.format == "grouped":
+            new = FactoredHead(m, n, option.ranks, int8=option.dtype == "int8", **where)
         else:
             (k,) = option.ranks
             form = "pair" if option.format == "shared" and not option.down_of else option.format
@@ -131,7 +137,7 @@ class Embedding:
 
     def options(self, module: nn.Module, dtype: str, ranks: Mapping[str, Iterable[Any]]) -> list[Option]:
         (m, n) = self.matrix(module).shape
-        less = [_option.grouped(m, n, dtype, some) for some in ranks.get("grouped", ())]
+        less = [_option.grouped(m, n, False, dtype, some) for some in ranks.get("grouped", ())]
         return [_option.dense(m, n, False, dtype), *less]
 
     def factored(self, module: nn.Module, option: Option, factors: Factors | None, device: Any = None) -> nn.Module:

@@ -32,7 +32,7 @@ class Layer:
     """One matrix that the model multiplies by: y = W x (+ b), W (rows, columns).
 
     kept: why it must stay as it is, or "". group: the names of the layers said to read the same input, itself included.
-    table: whether its rows are looked up in, by the index of a token.
+    table: whether its rows are tokens of the vocabulary: an embedding's, or those of a head with many.
     """
 
     name: str
@@ -43,6 +43,11 @@ class Layer:
     kept: str
     group: tuple[str, ...]
     table: bool = False
+
+    @property
+    def looked_up(self) -> bool:
+        """Whether it is a table that tokens are looked up in."""
+        return self.type == "Embedding"
 
 
 class Model(Protocol):

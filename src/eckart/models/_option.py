@@ -137,7 +137,7 @@ def group_sizes(rows: int) -> list[int]:
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def grouped(rows: int, columns: int, dtype: str, ranks: Sequence[int]) -> Option:
+def grouped(rows: int, columns: int, bias: bool, dtype: str, ranks: Sequence[int]) -> Option:
     """Return the option that stores a (rows, columns) table by groups of its rows; RankError outside 1 … columns.
 
     Source: GroupReduce (Chen et al., NeurIPS 2018).
@@ -149,7 +149,7 @@ def grouped(rows: int, columns: int, dtype: str, ranks: Sequence[int]) -> Option
             fix=f"{len(sizes)} ranks from 1 to {columns}",
         )
     matrices = [shape for size, k in zip(sizes, ranks, strict=True) for shape in _of_group(size, columns, k)]
-    params, stored = _stored(matrices, 0, dtype)
+    params, stored = _stored(matrices, rows * bias, dtype)
     return Option(
         "grouped", tuple(ranks), dtype, params + rows, stored + rows * INDEX_BYTES, sum(m * n for m, n in matrices)
     )
@@ -206,11 +206,11 @@ def read_option(value: Any, rows: int, columns: int, bias: bool) -> Option:
         return factored(form, rows, columns, bias, dtype, ranks[0])
     if form == "shared" and len(ranks) == 1 and type(ranks[0]) is int and isinstance(value.get("down_of", ""), str):
         return shared(rows, columns, bias, dtype, ranks[0], value.get("down_of", ""))
-    if form == "grouped" and not bias and all(type(k) is int for k in ranks):
-        return grouped(rows, columns, dtype, ranks)
+    if form == "grouped" and all(type(k) is int for k in ranks):
+        return grouped(rows, columns, bias, dtype, ranks)
     known = ", ".join(f'"{name}"' for name in _FORMATS)
     raise InputError(
         f"unknown layer option {form!r} with ranks {ranks!r}",
         fix=f'"dense" with [], {known} with [k], "shared" with [k] and the name "down_of" of a layer, if not its own, '
-        'or, for an embedding, "grouped" with a rank a group',
+        'or, for an embedding or a large head, "grouped" with a rank a group',
     )

@@ -1,4 +1,4 @@
-"""A table of rows, looked up in by index and perhaps multiplied by as well, stored in int8 or in groups of rows.
+"""A table of rows, looked up in by index, multiplied by, or both, stored in int8 or in groups of rows.
 
 Of groups, the frequent rows come first and keep more rank. One set of tensors serves the lookup and the head that is
 tied to it.
@@ -16,10 +16,10 @@ from torch import nn
 from torch.nn import functional
 
 from eckart._factorise import Pair, RowGroups
-from eckart.models._factored_layers import FactoredLayer, Int8Linear, Matrix, entries, filled, matrix, times
+from eckart.models._factored_layers import FactoredLayer, Int8Linear, Matrix, entries, filled, frozen, matrix, times
 from eckart.models._option import Option, group_sizes
 
-__all__ = ["FactoredTable", "Int8Table", "TiedHead", "empty_table", "tie_head_", "tied_head"]
+__all__ = ["FactoredHead", "FactoredTable", "Int8Table", "TiedHead", "empty_table", "tie_head_", "tied_head"]
 
 
 class FactoredTable(FactoredLayer):
@@ -27,7 +27,9 @@ class FactoredTable(FactoredLayer):
 
     order: torch.Tensor
 
-    def __init__(self, rows: int, columns: int, ranks: Sequence[int], *, int8: bool = False, **where: Any) -> None:
+    def __init__(
+        self, rows: int, columns: int, ranks: Sequence[int], *, int8: bool = False, bias: bool = False, **where: Any
+    ) -> None:
         super().__init__(rows, columns)
         self.num_embeddings, self.embedding_dim = rows, columns
         self.sizes = group_sizes(rows)
@@ -36,6 +38,7 @@ class FactoredTable(FactoredLayer):
             if k < columns:
                 setattr(self, f"down_{g}", matrix(k, columns, int8=int8, **where))
         self.register_buffer("order", torch.empty(rows, dtype=torch.int32, device=where.get("device")))
+        self.bias = frozen(torch.empty(rows, **where)) if bias else None
 
     def groups(self) -> Iterator[tuple[Matrix, Matrix | None]]:
         """Iterate over up (size, k) and down (k, columns), or all of the rows and None."""
@@ -66,18 +69,28 @@ class FactoredTable(FactoredLayer):
 
     @property
     def has_bias(self) -> bool:
-        return False
+        return self.bias is not None
 
     @property
     def further_numbers(self) -> int:
         return self.num_embeddings
 
     def fill_(self, factors: RowGroups, bias: torch.Tensor | None) -> None:
-        """Take the values of the groups and the order of the rows."""
+        """Take the values of the groups, the order of the rows and the bias."""
         for g, part in enumerate(factors.parts):
             for leaf, values in (("up", part.up), ("down", part.down)) if isinstance(part, Pair) else (("up", part),):
                 setattr(self, f"{leaf}_{g}", filled(getattr(self, f"{leaf}_{g}"), values))
         self.order = factors.order
+        if bias is not None:
+            self.bias = frozen(bias)
+
+
+class FactoredHead(FactoredTable):
+    """A head that shares its table with no embedding: y = W x (+ b), W as there."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.multiply(x)
+        return y if self.bias is None else y + self.bias
 
 
 class Int8Table(Int8Linear):

@@ -87,8 +87,8 @@ def tapped(
 
 @dataclass
 class TableTaps:
-    """looked_up, predicted: for each row of an embedding, how often it was, and the sum of its probabilities, (rows,),
-    float64. inputs: Gram of what the head that is tied to the embedding read; None where no head is.
+    """looked_up, predicted: for each row of a table, how often it was, and the sum of its probabilities, (rows,),
+    float64. inputs: Gram of what the head read that multiplies by the table; None where no head does.
     """
 
     looked_up: torch.Tensor
@@ -97,9 +97,9 @@ class TableTaps:
 
 
 @contextlib.contextmanager
-def table_tapped(table: nn.Module, head: nn.Module | None) -> Iterator[TableTaps]:
-    """Fill TableTaps from every call of an embedding, and of the head tied to it, made inside the block."""
-    weight = table.weight
+def table_tapped(embedding: nn.Module | None, head: nn.Module | None) -> Iterator[TableTaps]:
+    """Fill TableTaps from every call of an embedding, of a head, or of both that share a table, inside the block."""
+    weight = next(module.weight for module in (embedding, head) if module is not None)
     assert isinstance(weight, torch.Tensor)
     rows, columns = weight.shape
     none = torch.zeros(rows, dtype=torch.float64, device=weight.device)
@@ -114,7 +114,8 @@ def table_tapped(table: nn.Module, head: nn.Module | None) -> Iterator[TableTaps
         for part in output.detach().reshape(-1, rows).split(_LOGIT_ROWS):
             taps.predicted += part.float().softmax(dim=1).sum(dim=0)
 
-    handles = [table.register_forward_hook(count), *([] if head is None else [head.register_forward_hook(add)])]
+    listening = [(module, hook) for module, hook in ((embedding, count), (head, add)) if module is not None]
+    handles = [module.register_forward_hook(hook) for module, hook in listening]
     try:
         yield taps
     finally:
