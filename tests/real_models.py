@@ -43,7 +43,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory, texts: dict[str, Path]) -> Callable[..., Path]:
-    """Return the folder of a small model with its tokenizer: "llama", "untied", "gpt2", "bert", "neox" or "phi"."""
+    """Return the folder of a small model with its tokenizer: "llama", "untied", "gpt2", "bert", and others below."""
     made: dict[str, Path] = {}
 
     def get(kind: str) -> Path:
@@ -86,6 +86,15 @@ def _build(kind: str, folder: Path, text: Path) -> None:
             transformers.PhiConfig(**size, num_attention_heads=4, max_position_embeddings=128, pad_token_id=1)
         )
         torch.nn.init.normal_(model.lm_head.bias)
+    elif kind == "gemma":  # whose embedding multiplies its rows by a number
+        model = transformers.GemmaForCausalLM(transformers.GemmaConfig(**llama, head_dim=12, pad_token_id=1))
+    elif kind == "mamba":  # which reads the weight of one of its layers and does not call it
+        model = transformers.MambaForCausalLM(
+            transformers.MambaConfig(vocab_size=VOCABULARY, hidden_size=48, num_hidden_layers=2, state_size=8)
+        )
+    elif kind == "llama4":  # whose router is a linear layer that returns more than its product
+        config = transformers.Llama4TextConfig(**llama, head_dim=12, num_local_experts=2, intermediate_size_mlp=96)
+        model = transformers.Llama4ForCausalLM(config)
     else:
         model = transformers.BertForMaskedLM(
             transformers.BertConfig(**size, num_attention_heads=4, max_position_embeddings=128)

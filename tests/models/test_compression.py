@@ -322,3 +322,17 @@ def test_arguments_that_would_have_no_effect_are_refused(tiny: Tiny, tmp_path: P
             eckart.compress(tiny("llama"), plan=made, **more)
     with pytest.raises(UsageError, match="needs evaluate="):
         eckart.compress(tiny("llama"), 0.8, method="plain", out=tmp_path / "out", beside=[tiny("llama")])
+
+
+def test_a_layer_that_is_never_called_is_named(tiny: Tiny, texts: dict[str, Path]) -> None:
+    job: dict[str, Any] = {"data": texts["train"], "tokens": 512, "context": 64}
+    with pytest.raises(InputError, match=r"dt_proj is not called .*; layers='!\*\.dt_proj'"):
+        eckart.plan(tiny("mamba"), 0.9, **job)
+    assert eckart.plan(tiny("mamba"), 0.9, layers="!*.dt_proj", **job).options
+
+
+def test_a_linear_layer_that_returns_more_than_its_product_is_none(tiny: Tiny, texts: dict[str, Path]) -> None:
+    model: Any = eckart.open_model(tiny("llama4"))
+    assert not [name for name in model.layers() if name.endswith("router")]
+    small = eckart.compress(model, 0.9, data=texts["train"], tokens=512, context=64)
+    assert small.parameters <= 0.9 * model.parameters

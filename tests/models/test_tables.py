@@ -16,9 +16,10 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 import eckart
 import eckart.hf
-from eckart._compress._calibrate import _predicted, _sweep
+from eckart._compress._calibrate import _predicted, _sweep, truncations
 from eckart._compress._journal import Journal
 from eckart._compress._methods import METHODS, predicted_loss
+from eckart._compress._sharing import Stacks
 from eckart._compress._tables import StoredTable, groups_of, metric_of, ranks_of_group, row_weights
 from eckart._factorise import Gram, truncation
 from eckart._rounding import rounding
@@ -35,7 +36,12 @@ Tiny = Callable[..., Path]
 BATCHES = torch.randint(3, 384, (6, 40), generator=torch.Generator().manual_seed(1)).split(2)
 TOKENS = torch.arange(3, 67)[None] * 5 % 384
 EPS = torch.finfo(torch.float32).eps
-NAMES = {"llama": "model.embed_tokens", "untied": "model.embed_tokens", "gpt2": "transformer.wte"}
+NAMES = {
+    "llama": "model.embed_tokens",
+    "untied": "model.embed_tokens",
+    "gpt2": "transformer.wte",
+    "gemma": "model.embed_tokens",
+}
 
 
 @pytest.mark.parametrize("rows", [1, 2, 31, 32, 33, 384, 49152, 50257])
@@ -148,7 +154,7 @@ def test_the_metric_is_the_sum_of_both_uses() -> None:
     assert torch.allclose(metric_of(TableTaps(none, none, rows), None), rows.shrunk(0.02))
 
 
-@pytest.mark.parametrize("kind", ["llama", "untied", "gpt2"])
+@pytest.mark.parametrize("kind", NAMES)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_saved_reloaded_and_tied(tiny: Tiny, texts: dict[str, Path], tmp_path: Path, kind: str, dtype: str) -> None:
     small = eckart.compress(
@@ -163,7 +169,8 @@ def test_saved_reloaded_and_tied(tiny: Tiny, texts: dict[str, Path], tmp_path: P
     assert isinstance(head, TiedHead) == (kind != "untied")
     assert torch.equal(again.run(TOKENS), small.run(TOKENS))
     assert again.replaced == small.replaced
-    assert functional.embedding(TOKENS, table.weight).allclose(table(TOKENS), atol=1e-6)
+    scale = 48**0.5 if kind == "gemma" else 1.0
+    assert (scale * functional.embedding(TOKENS, table.weight)).allclose(table(TOKENS), atol=1e-6 * scale)
     if kind != "untied":
         x = torch.randn(3, table.embedding_dim)
         assert torch.allclose(head(x), x @ table.weight.T, atol=1e-5)
@@ -206,6 +213,34 @@ def test_a_plan_with_its_ranks_edited_is_carried_out(tiny: Tiny, texts: dict[str
     layers = tuple(wrong if layer.name == name else layer for layer in plan.layers)
     with pytest.raises(UsageError, match="cannot be stored as 'pair'"):
         eckart.compress(tiny("llama"), plan=replace(plan, layers=layers), **job)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma"])
+def test_the_metric_is_of_the_rows_before_they_are_scaled(tiny: Tiny, kind: str, tmp_path: Path) -> None:
+    model: Any = eckart.open_model(tiny(kind))
+    name, journal, pieces = NAMES[kind], Journal(tmp_path), torch.cat(BATCHES)
+    found = truncations(
+        model, {name: (48,) * 6}, pieces, METHODS["two-sided"], Stacks({}), journal,
+        device=None, seed=0, workers=None, progress=silent,
+    )  # fmt: skip
+    weight = model.module.get_input_embeddings().weight
+    changes = torch.zeros(*pieces.shape, 48, requires_grad=True)
+
+    def add(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return (
+            output * (functional.embedding(args[0], weight.detach()) + changes) / functional.embedding(args[0], weight)
+        )
+
+    handle = model.module.get_input_embeddings().register_forward_hook(add)
+    next_token_loss(model.module(pieces).logits, pieces).backward()
+    handle.remove()
+    gradients, taps = Gram(48), journal.seen(name)
+    assert changes.grad is not None
+    gradients.add(changes.grad.flatten(0, 1))
+    metric, rows = metric_of(taps, gradients), weight.detach().double()
+    expected = float((row_weights(taps)[:, None] * (rows @ metric) * rows).sum())
+    total = sum(float(part.losses[0]) for part, _, _ in found[name].parts("grouped", ()))
+    assert total == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_offered_options_are_the_best_at_every_price(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from eckart._compress._tables import groups_of, metric_of, row_weights
 from eckart._compress._workers import crew
 from eckart._factorise import Cut, Gram, truncation
 from eckart._rounding import rounding
+from eckart.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +54,8 @@ def truncations(
     """
     import torch
 
+    from eckart.models._table import scale_of
+
     layers, stacked = model.layers(), stacks.stacked()
     owners = {name: stacks.owner(name) for name in [*kept_ranks, *stacks.rest()]}
     names = [name for name in (*layers, *stacked) if name in owners]
@@ -67,6 +70,11 @@ def truncations(
             cut_member(name, taps)
             return
         together = stacked.get(name, [name])
+        if taps is not None and (unused := set(together) - set(taps.inputs)):
+            raise InputError(
+                f"{min(unused)} is not called on the calibration text, so nothing is known of what it reads",
+                fix=f"layers='!*.{min(unused).rpartition('.')[2]}', or where it is an expert, other or more text",
+            )
         metrics = [method.metric(taps, one) if taps else (None, None) for one in together]
         inputs, outputs = metrics[0][0], [outputs for _, outputs in metrics if outputs is not None]
         weight = torch.cat([model.weight(one) for one in together]).to(device)
@@ -125,8 +133,9 @@ def truncations(
                     gram = None
                     if layers[name].looked_up:
                         gram = Gram(layers[name].columns, device)
-                        for rows in runner.before(model.module.get_submodule(name), gradients):
-                            gram.add(rows.reshape(-1, rows.shape[-1]))
+                        embedding = model.module.get_submodule(name)
+                        for rows in runner.before(embedding, gradients):
+                            gram.add((scale_of(embedding) or 1.0) * rows.reshape(-1, rows.shape[-1]))
                     cut_table(name, gram)
     return stacks.cuts(
         {

@@ -26,7 +26,7 @@ from eckart.models._model import Layer, Weight
 from eckart.models._option import Option
 from eckart.models._shared import share_downs_
 from eckart.models._shelf import Shelf, rounded
-from eckart.models._table import tie_head_, tied_head
+from eckart.models._table import scale_of, tie_head_, tied_head
 from eckart.models._taps import Gradients, TableTaps, Taps, table_tapped, tapped
 
 __all__ = ["HuggingFaceModel", "OpenedWhenUsed", "stored_in"]
@@ -131,7 +131,7 @@ class HuggingFaceModel:
         """
         table, head = self.module.get_input_embeddings(), self.module.get_output_embeddings()
         tied = tied_head(self.module)
-        wanted: list[nn.Module] = [table] if type(table) is nn.Embedding else []
+        wanted: list[nn.Module] = [table] if isinstance(table, nn.Embedding) and scale_of(table) else []
         if type(head) is nn.Linear and not tied and head.out_features > LARGEST_OUTPUT:
             wanted.append(head)
         found = []
@@ -340,7 +340,8 @@ def _describe(name: str, module: nn.Module, tied_to: str, table: bool, group: tu
     elif rows > LARGEST_OUTPUT and not table:
         kept = f"its {rows} outputs are more than {LARGEST_OUTPUT}"
     bias = getattr(module, "bias", None) is not None
-    return Layer(name, type(module).__name__, rows, columns, bias, kept, group, table or isinstance(kind, Embedding))
+    looked_up = isinstance(kind, Embedding)
+    return Layer(name, type(module).__name__, rows, columns, bias, kept, group, table or looked_up, looked_up)
 
 
 def _tied(found: Mapping[str, nn.Module]) -> dict[str, str]:

@@ -19,7 +19,7 @@ from eckart.models import _option
 from eckart.models._factored_layers import FactoredLayer, FactorPair, Int8Linear, PivotingFactorization, frozen
 from eckart.models._option import Option
 from eckart.models._shared import SharedPair
-from eckart.models._table import FactoredHead, empty_table
+from eckart.models._table import FactoredHead, empty_table, scale_of
 
 __all__ = ["Embedding", "Factors", "LayerType", "layer_type", "placeholder", "shape_of"]
 
@@ -144,12 +144,14 @@ class Embedding:
         if not option.replaces:
             return module
         weight, (rows, columns) = self.matrix(module), self.matrix(module).shape
-        new = empty_table(rows, columns, option, device="meta", dtype=weight.dtype)
+        new = empty_table(rows, columns, option, scale=scale_of(module) or 1.0, device="meta", dtype=weight.dtype)
         return _in_place_of(module, new, factors, device, weight.device)
 
     def assign_(self, module: nn.Module, weight: torch.Tensor) -> None:
         module.weight = frozen(weight.to(self.matrix(module)))
 
+
+_AS_LINEAR = ("FalconLinear",)  # subclasses whose own `forward` is the same product; a router's returns more
 
 _TYPES: _registry.Registry[LayerType] = _registry.Registry()
 _TYPES.claim("torch.nn.modules.linear.Linear")(Linear())
@@ -159,7 +161,8 @@ _TYPES.claim("torch.nn.modules.sparse.Embedding")(Embedding())
 
 def layer_type(module: nn.Module) -> LayerType | None:
     """Return how to treat this module, or None when it is not a layer that can be factorised."""
-    return _TYPES.find(module)
+    own = isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward
+    return None if own and type(module).__name__ not in _AS_LINEAR else _TYPES.find(module)
 
 
 def shape_of(module: nn.Module) -> tuple[int, int, bool]:

@@ -32,7 +32,8 @@ class Layer:
     """One matrix that the model multiplies by: y = W x (+ b), W (rows, columns).
 
     kept: why it must stay as it is, or "". group: the names of the layers said to read the same input, itself included.
-    table: whether its rows are tokens of the vocabulary: an embedding's, or those of a head with many.
+    table: whether its rows are the vocabulary's, those of an embedding or a large head. looked_up: whether it is the
+    former.
     """
 
     name: str
@@ -43,11 +44,7 @@ class Layer:
     kept: str
     group: tuple[str, ...]
     table: bool = False
-
-    @property
-    def looked_up(self) -> bool:
-        """Whether it is a table that tokens are looked up in."""
-        return self.type == "Embedding"
+    looked_up: bool = False
 
 
 class Model(Protocol):

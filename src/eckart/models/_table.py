@@ -19,18 +19,39 @@ from eckart._factorise import Pair, RowGroups
 from eckart.models._factored_layers import FactoredLayer, Int8Linear, Matrix, entries, filled, frozen, matrix, times
 from eckart.models._option import Option, group_sizes
 
-__all__ = ["FactoredHead", "FactoredTable", "Int8Table", "TiedHead", "empty_table", "tie_head_", "tied_head"]
+__all__ = [
+    "FactoredHead",
+    "FactoredTable",
+    "Int8Table",
+    "TiedHead",
+    "empty_table",
+    "scale_of",
+    "tie_head_",
+    "tied_head",
+]
 
 
 class FactoredTable(FactoredLayer):
-    """An embedding whose row t is row order[t] of [up_0 down_0; up_1 down_1; …]; a group without `down` is dense."""
+    """An embedding whose row t is row order[t] of [up_0 down_0; up_1 down_1; …]; a group without `down` is dense.
+
+    scale: what the rows are multiplied by where they are looked up, as some models do.
+    """
 
     order: torch.Tensor
 
     def __init__(
-        self, rows: int, columns: int, ranks: Sequence[int], *, int8: bool = False, bias: bool = False, **where: Any
+        self,
+        rows: int,
+        columns: int,
+        ranks: Sequence[int],
+        *,
+        int8: bool = False,
+        bias: bool = False,
+        scale: float = 1.0,
+        **where: Any,
     ) -> None:
         super().__init__(rows, columns)
+        self.scale = scale
         self.num_embeddings, self.embedding_dim = rows, columns
         self.sizes = group_sizes(rows)
         for g, (size, k) in enumerate(zip(self.sizes, ranks, strict=True)):
@@ -55,7 +76,7 @@ class FactoredTable(FactoredLayer):
             found = rows if found is None else torch.where((places < start)[..., None], found, rows)
             start += size
         assert found is not None
-        return found
+        return _times_scale(found, self.scale)
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
         """Return x, (…, columns), times the transpose of the table, (…, rows)."""
@@ -94,14 +115,28 @@ class FactoredHead(FactoredTable):
 
 
 class Int8Table(Int8Linear):
-    """An embedding in int8, one scale a row."""
+    """An embedding in int8, one scale a row. scale: as of FactoredTable."""
 
-    def __init__(self, rows: int, columns: int, **where: Any) -> None:
+    def __init__(self, rows: int, columns: int, *, scale: float = 1.0, **where: Any) -> None:
         super().__init__(columns, rows, bias=False, **where)
-        self.num_embeddings, self.embedding_dim = rows, columns
+        self.num_embeddings, self.embedding_dim, self.scale = rows, columns, scale
 
     def forward(self, indices: torch.Tensor) -> torch.Tensor:
-        return self.rows(indices)
+        return _times_scale(self.rows(indices), self.scale)
+
+
+def _times_scale(rows: torch.Tensor, scale: float) -> torch.Tensor:
+    return rows if scale == 1 else rows * torch.tensor(scale, dtype=rows.dtype)  # rounded first, as models do
+
+
+def scale_of(embedding: nn.Module) -> float | None:
+    """Return what an embedding multiplies its rows by, None where it does something else with them."""
+    if type(embedding).forward is nn.Embedding.forward:
+        return 1.0
+    if not type(embedding).__name__.endswith("ScaledWordEmbedding"):  # transformers' name for these
+        return None
+    found: Any = embedding
+    return float(getattr(found, "scalar_embed_scale", None) or found.embed_scale)
 
 
 class TiedHead(nn.Module):
