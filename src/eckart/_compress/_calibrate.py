@@ -11,8 +11,9 @@ from eckart._compress._journal import Journal
 from eckart._compress._plan import SQUARES
 from eckart._compress._tables import groups_of, metric_of, row_weights
 from eckart._compress._workers import crew
-from eckart._factorise import Cut, Gram, truncation
-from eckart._rounding import rounding
+from eckart._factorise import Cut, Gram, Truncation, truncation
+from eckart._memory import give_back
+from eckart._rounding import Rounding, rounding
 from eckart.errors import InputError
 
 if TYPE_CHECKING:
@@ -97,12 +98,13 @@ def truncations(
         seen, weight = journal.seen(name), model.weight(name).to(device)
         shares, metric = row_weights(seen).to(weight.device), metric_of(seen, gradients).to(weight.device)
         rows = groups_of(shares)
-        cuts = []
-        for some, k in zip(rows, kept_ranks[name], strict=True):
+
+        def cut_group(some: torch.Tensor, k: int) -> tuple[Truncation, Rounding]:
             part, grams = weight[some], {"inputs": metric, "outputs": shares[some]}
             found = truncation(part, keep_rank=min(k, len(some)), **grams)
-            cuts.append((found.stored(), rounding(part, found, pivoting=False, **grams)))
-        journal.put_table(name, rows, cuts)
+            return found.stored(), rounding(part, found, pivoting=False, **grams)
+
+        journal.put_table(name, rows, map(cut_group, rows, kept_ranks[name]))
 
     with crew(workers, device or model.device) as made_by:
 
@@ -137,6 +139,7 @@ def truncations(
                         for rows in runner.before(embedding, gradients):
                             gram.add((scale_of(embedding) or 1.0) * rows.reshape(-1, rows.shape[-1]))
                     cut_table(name, gram)
+                    give_back()
     return stacks.cuts(
         {
             name: journal.get_table(name, model.weight(name), layers[name].bias)
@@ -204,6 +207,7 @@ def _sweep(
     for i in range(last):
         progress("calibrating", i, steps)
         runner.forward(i)
+        give_back()
     gradients: list[torch.Tensor] = []
     if reached is None:
         outside = [name for name in names if home[name] < 0]
@@ -231,5 +235,6 @@ def _sweep(
         take(inside, taps)
         if backward:
             journal.put_gradients(i, gradients)
+        give_back()
     progress("calibrating", steps, steps)
     return gradients

@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -97,7 +97,7 @@ class Journal:
             whole = {name.removeprefix("whole."): float(file.get_tensor(name)) for name in names}
         return StoredTruncation(s, Rounding(whole, pair, pifa), self._path(layer))
 
-    def put_table(self, layer: str, rows: Sequence[torch.Tensor], cuts: Sequence[tuple[Truncation, Rounding]]) -> None:
+    def put_table(self, layer: str, rows: Sequence[torch.Tensor], cuts: Iterable[tuple[Truncation, Rounding]]) -> None:
         """Keep the truncations of the groups of a table, and which rows are in each."""
         from safetensors.torch import save
 
