@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Journal", "StoredTruncation", "journal_beside"]
 
-FINGERPRINT, GRADIENTS, TRAINING = "fingerprint.json", "gradients.safetensors", "training-*.safetensors"
+FINGERPRINT, GRADIENTS, TRAINING = "fingerprint.json", "gradients.pt", "training-*.safetensors"
 LOCK = "eckart.lock"  # held by the process that is at work in the folder; the system lets go of it however that ends
 
 
@@ -183,21 +183,19 @@ class Journal:
 
     def put_gradients(self, boundary: int, gradients: Sequence[torch.Tensor]) -> None:
         """Keep the gradients of every batch at a block boundary, in place of those at the last one."""
-        from safetensors.torch import save
+        import torch
 
-        parts = {str(b): gradient.cpu().contiguous() for b, gradient in enumerate(gradients)}
-        with write_whole(self.folder / GRADIENTS) as file:
-            file.write(save(parts, metadata={"boundary": str(boundary)}))
+        with write_whole(self.folder / GRADIENTS) as file:  # not by safetensors, which copies them twice
+            torch.save({"boundary": boundary, "gradients": [gradient.cpu() for gradient in gradients]}, file)
 
     def gradients(self) -> tuple[int, list[torch.Tensor]] | None:
         """Return the boundary that was reached and the gradients there, or None where there are none."""
-        from safetensors import safe_open
+        import torch
 
         if not (self.folder / GRADIENTS).exists():
             return None
-        with safe_open(self.folder / GRADIENTS, framework="pt") as file:
-            names = sorted(file.keys(), key=int)
-            return int(file.metadata()["boundary"]), [file.get_tensor(name) for name in names]
+        found = torch.load(self.folder / GRADIENTS, weights_only=True)
+        return int(found["boundary"]), list(found["gradients"])
 
     def put_training(self, what: str, state: Mapping[str, torch.Tensor]) -> None:
         """Keep where a training is, in place of where it was; what: a hash of all that it depends on."""

@@ -104,6 +104,8 @@ class BlockRunner:
                 self.module(batch.to(self.home), **self._extra)
         if self.blocks:
             self.states.put(0, (_hidden(call) for call in self._calls[0]))
+        for call in (call for calls in self._calls for call in calls):
+            call.arguments[next(iter(call.arguments))] = None  # the state itself, which is on disk now
 
     @torch.no_grad()
     def forward(self, i: int) -> None:
@@ -122,10 +124,12 @@ class BlockRunner:
         return [self._tail(b, loss) for b in range(len(self.batches))]
 
     def backward(self, i: int, gradients: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Run block i again on every batch and return the gradient in its input, given that in its output."""
+        """Run block i again on every batch and put the gradient in its input in the place of that in its output."""
         self.states.drop(i + 1)
         with self._moved(self.blocks[i]) as block, torch.enable_grad():
-            return [self._backward(block, i, b, gradient) for b, gradient in enumerate(gradients)]
+            for b, gradient in enumerate(gradients):
+                gradients[b] = self._backward(block, i, b, gradient)
+        return gradients
 
     def before(self, table: nn.Module, gradients: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
         """Iterate over the gradient in the output of an embedding, given that at the input of the first block."""
