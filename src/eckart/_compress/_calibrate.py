@@ -232,6 +232,7 @@ def _sweep(
                 gradients = runner.backward(i, gradients)
             else:
                 runner.forward(i)
+        give_back()
         take(inside, taps)
         if backward:
             journal.put_gradients(i, gradients)
