@@ -166,3 +166,11 @@ def test_dead_channels_do_no_harm() -> None:
         assert isinstance(found, Spatial | Tucker)
         assert np.isfinite(found.losses).all()
         assert found.losses[-1] <= 1e-5 * found.losses[0]
+
+
+def test_the_order_of_the_other_axes_offsets_changes_nothing() -> None:
+    weight, inputs, outputs = problem(2)
+    mirrored = inputs.reshape(12, 2, 12, 2).flip(1, 3).reshape(24, 24)
+    found = spatial(weight, inputs=inputs, outputs=outputs).losses
+    other = spatial(weight.flip(-1), inputs=mirrored, outputs=outputs).losses
+    assert np.allclose(found, other, atol=1e-8 * found[0])
