@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,10 @@ import pytest
 from tests.real_models import VOCABULARY, save_tokenizer
 
 BLOCK_BYTES = 4 * (4 * 512 * 512 + 3 * 512 * 2048 + 2 * 512)  # of one block's weights in float32: 16.8 MB
-GROWTH = 0.05  # of the weights of the further blocks: what is known of a layer without its weights, and the allocator's
+GROWTH = 0.03  # of the weights of the further blocks: what is known of a layer without its weights
+# What is freed goes back to the system at once, so that what is measured is what is held. With the allocator's own rule
+# (it learns to keep what is freed often) two equal runs differed by 12 MB; with this one by 0.5 MB.
+FREED_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 # Prints by how much resident memory rose above what the imports took, and the peak of the process that checks.
 COMPRESS = """
@@ -52,7 +56,8 @@ def test_peak_memory_does_not_grow_with_the_number_of_blocks(tmp_path: Path, tex
     for blocks in (4, 16):
         model = saved(tmp_path / f"model-{blocks}", texts["train"], blocks)
         command = [sys.executable, "-c", COMPRESS, str(model), str(texts["train"]), str(tmp_path / f"small-{blocks}")]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        environment = os.environ | FREED_AT_ONCE
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
         peaks[blocks] = json.loads(done.stdout)
     for process in ("compressing", "checking"):
         assert peaks[16][process] - peaks[4][process] <= GROWTH * 12 * BLOCK_BYTES, (process, peaks)
