@@ -4,16 +4,20 @@ SmolLM2-135M-Instruct, calibrated on BBC news of which duplicates were dropped a
 Perplexity in non-overlapping pieces of 512 tokens on the held-out news (20,480 tokens) and on Python's documentation
 (8,192 tokens), which the calibration has not seen the like of; divergence is KL(dense ‖ compressed) in nats a token.
 Each row is a folder that `eckart compress` saved, measured by `eckart compare` in a fresh process beside the dense
-model; a figure that is not finite is shown as such. "pair" and "pifa" are how a layer of rank k is stored, so that
+model; a figure that is not finite is shown as such. Time is what the processors spent, not what passed: the machine did
+other work meanwhile, and prefill and decode, timed by turns with the dense model, are only roughly so many times faster
+(`language_model_time` measures them on a quiet machine). "pair" and "pifa" are how a layer of rank k is stored, so that
 method and storage can be told apart. The weights are 4-bit values dequantised, so that no 4-bit row would mean
 anything.
 
 Recovery trains on the calibration text towards the outputs of the dense model. The dense model itself, given the same
-training, stays as it is: its divergence from itself is zero, and so is the gradient.
+training, stays as it is: its divergence from itself is zero, and so is the gradient. The minutes of a row are those of
+the whole command, compression included.
 """
 
 from __future__ import annotations
 
+import resource
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -88,23 +92,36 @@ def measure(settings: dict[str, Any], threads: int, before: Measured | None) -> 
         kept = [] if settings["method"] in WHOLE else ["--calibration", folder / "calibration"]
         made = {}
         for size in settings["sizes"]:
-            made[size] = eckart([
+            before = _processor_seconds()
+            plan, wall, peak = eckart([
                 "compress", CACHE / data["model"], "--keep", size, "--method", settings["method"],
                 "--storage", settings["storage"], "--data", CACHE / "texts" / data["train"],
                 "--tokens", settings["tokens"], "--context", settings["context"],
                 "--seed", settings["seed"], *kept, "-o", folder / str(size),
                 *(["--recover", recover] if recover else []),
             ])  # fmt: skip
+            made[size] = plan, wall, _processor_seconds() - before, peak
         dense, *models = compared(settings, [folder / str(size) for size in settings["sizes"]])
     table = []
     for size, one in zip(settings["sizes"], models, strict=True):
-        plan, seconds, peak = made[size]
+        plan, wall, seconds, peak = made[size]
         table.append({"keep": size} | row_of(one, dense) | {
-            "predicted loss": plan["predicted_loss_increase"], "seconds": round(seconds), "peak MB": round(peak / 1e6),
-            **({"steps": plan["recovery"]["steps"], "kept": plan["recovery"]["kept"]} if recover else {}),
+            "predicted loss": plan["predicted_loss_increase"],
+            "processor seconds": round(seconds), "peak MB": round(peak / 1e6),
+            **(_recovered(plan["recovery"], wall) if recover else {}),
         })  # fmt: skip
     facts = {f"dense perplexity on {name}": dense["quality"][name]["perplexity"] for name in (TEST, OTHER)}
     return Measured([], table, facts)
+
+
+def _processor_seconds() -> float:
+    """Return the seconds that the processors worked for the processes started here that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _recovered(recovery: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    return {"steps": recovery["steps"], "kept": recovery["kept"], "minutes": round(seconds / 60, 1)}
 
 
 def together(found: Sequence[tuple[Mapping[str, Any], Measured]]) -> Measured:
@@ -127,7 +144,7 @@ def _mean(method: str, storage: str, trained: bool, size: float, rows: Sequence[
     for name in (TEST, OTHER):
         for figure in ("ratio", "divergence"):
             means[f"{figure} on {name}"] = average([row[f"{figure} on {name}"] for row in rows])
-    for figure in (f"same likeliest token on {TEST}", "bytes", "prefill", "decode", "seconds", "peak MB"):
+    for figure in (f"same likeliest token on {TEST}", "bytes", "prefill", "decode", "processor seconds", "peak MB"):
         means[figure] = average([row.get(figure) for row in rows])
     return means
 
