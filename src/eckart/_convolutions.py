@@ -19,14 +19,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace, device
 
+from eckart._arrays import Array, cholesky, contract, solve_triangular, to_numpy
 from eckart._factorise import Truncation, check_kept, truncation
-
-if TYPE_CHECKING:
-    import torch
+from eckart.errors import NumericalError
 
 __all__ = ["Spatial", "Tucker", "spatial", "tucker"]
 
@@ -43,28 +43,26 @@ class Spatial:
     ranks 0 … r. rest: (K_2, …).
     """
 
-    first: torch.Tensor
-    lower: torch.Tensor
-    right: torch.Tensor
+    first: Array
+    lower: Array
+    right: Array
     losses: np.ndarray[Any, np.dtype[np.float64]]
     rest: tuple[int, ...]
 
-    def factors(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def factors(self, k: int) -> tuple[Array, Array]:
         """Return the kernels (k, c, K_1, 1, …) and (o, k, 1, K_2, …)."""
-        import torch
-
         check_kept(k, len(self.first))
         size = k * math.prod(self.rest)
-        second = torch.linalg.solve_triangular(self.lower[:size, :size].T, self.right[:size], upper=True).T
+        second = solve_triangular(self.lower[:size, :size].T, self.right[:size], lower=False).T
         first = self.first[:k].reshape(*self.first[:k].shape, *(1 for _ in self.rest))
         return first, second.reshape(len(second), k, 1, *self.rest)
 
 
 def spatial(
-    weight: torch.Tensor,
+    weight: Array,
     *,
-    inputs: torch.Tensor | None = None,
-    outputs: torch.Tensor | None = None,
+    inputs: Array | None = None,
+    outputs: Array | None = None,
     keep_rank: int | None = None,
 ) -> Spatial:
     """Return the spatial form of a kernel, (o, c, K_1, K_2, …), under these Grams at every rank up to `keep_rank`.
@@ -72,25 +70,23 @@ def spatial(
     inputs: (c |K|, c |K|) positive definite, of patches. outputs: (o, o). Where the axes are one, or longer than what
     the product of the others is, ranks go to min(c K_1, o K_2 …), at which the chain is the kernel, to rounding.
     """
-    import torch
-
+    xp = array_namespace(weight)
     o, c, along, *rest = weight.shape
-    w, others = weight.double(), math.prod(rest)
+    w, others = xp.astype(weight, xp.float64), math.prod(rest)
     gram = _identity(inputs, c * along * others, w)
-    averaged = gram.reshape(c * along, others, c * along, others).diagonal(dim1=1, dim2=3).mean(dim=-1)
-    unfolded = w.reshape(o, c * along, others).permute(0, 2, 1).reshape(o * others, c * along)
-    weighed = None if outputs is None else torch.kron(outputs, torch.eye(others, dtype=w.dtype, device=w.device))
+    averaged = contract("ajbj->ab", gram.reshape(c * along, others, c * along, others)) / others
+    unfolded = xp.permute_dims(w.reshape(o, c * along, others), (0, 2, 1)).reshape(o * others, c * along)
+    weighed = None if outputs is None else xp.kron(outputs, xp.eye(others, dtype=w.dtype, device=device(w)))
     found = truncation(unfolded, inputs=averaged, outputs=weighed, keep_rank=keep_rank)
-    first = found.down / found.down.norm(dim=1, keepdim=True).clamp_min(_TINY)
+    first = found.down / xp.clip(xp.linalg.vector_norm(found.down, axis=1, keepdims=True), min=_TINY)
     r = len(first)
     # Features of component i at offset j of the other axes: Σ_a first[i, a] patch[a, j].
-    left = (first @ gram.reshape(c * along, -1)).reshape(r, others, c * along, others).transpose(1, 2)
-    features = torch.einsum("iajl,ka->ijkl", left.reshape(r, c * along, others, others), first)
-    features = features.reshape(r * others, r * others)
-    across = torch.einsum("iajl,oal->ijo", left.reshape(r, c * along, others, others), w.reshape(o, c * along, others))
+    left = (first @ gram.reshape(c * along, -1)).reshape(r, others, c * along, others)
+    features = contract("ijal,ka->ijkl", left, first).reshape(r * others, r * others)
+    across = contract("ijal,oal->ijo", left, w.reshape(o, c * along, others))
     lower, right = _fitted(features, across.reshape(r * others, o))
     total = _squared(w.reshape(o, -1), gram, outputs)
-    gains = _gains(right, outputs).reshape(r, others).sum(dim=1)
+    gains = xp.sum(_gains(right, outputs).reshape(r, others), axis=1)
     return Spatial(first.reshape(r, c, along), lower, right, _left(total, gains), tuple(rest))
 
 
@@ -102,7 +98,7 @@ class Tucker:
     makes good. shape: K.
     """
 
-    inner: torch.Tensor
+    inner: Array
     cut: Truncation
     missed: float
     shape: tuple[int, ...]
@@ -112,7 +108,7 @@ class Tucker:
         """Return what is lost at ranks 0 … min(o, r |K|) of the outputs."""
         return self.missed + self.cut.losses
 
-    def factors(self, q: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def factors(self, q: int) -> tuple[Array, Array, Array]:
         """Return the kernels (r, c, 1, …), (q, r, *K) and (o, q, 1, …)."""
         pair, r, ones = self.cut.pair(q), len(self.inner), [1] * len(self.shape)
         return (
@@ -123,100 +119,93 @@ class Tucker:
 
 
 def tucker(
-    weight: torch.Tensor,
+    weight: Array,
     r: int,
     *,
-    inputs: torch.Tensor | None = None,
-    outputs: torch.Tensor | None = None,
+    inputs: Array | None = None,
+    outputs: Array | None = None,
     keep_rank: int | None = None,
 ) -> Tucker:
     """Return the Tucker form of a kernel, (o, c, *K), with r channels in the middle's input, 1 ≤ r ≤ c.
 
     inputs, outputs: as in `spatial`. The subspace of the inputs is that of HOOI with the same fraction of outputs.
     """
-    import torch
-
+    xp = array_namespace(weight)
     o, c, *shape = weight.shape
-    w, size = weight.double().reshape(o, c, -1), math.prod(shape)
+    w, size = xp.astype(weight, xp.float64).reshape(o, c, -1), math.prod(shape)
     check_kept(r, c)
     gram = _identity(inputs, c * size, w)
-    averaged = gram.reshape(c, size, c, size).diagonal(dim1=1, dim2=3).mean(dim=-1)
+    averaged = contract("axbx->ab", gram.reshape(c, size, c, size)) / size
     inner = _input_subspace(w, r, averaged, outputs)
-    left = torch.einsum("rc,cxdy->rxdy", inner, gram.reshape(c, size, c, size))
-    features = torch.einsum("rxdy,sd->rxsy", left, inner).reshape(r * size, r * size)
-    across = torch.einsum("rxdy,ody->rxo", left, w).reshape(r * size, o)
+    left = contract("rc,cxdy->rxdy", inner, gram.reshape(c, size, c, size))
+    features = contract("rxdy,sd->rxsy", left, inner).reshape(r * size, r * size)
+    across = contract("rxdy,ody->rxo", left, w).reshape(r * size, o)
     lower, right = _fitted(features, across)
-    kernel = torch.linalg.solve_triangular(lower.T, right, upper=True).T
+    kernel = solve_triangular(lower.T, right, lower=False).T
     missed = _squared(w.reshape(o, -1), gram, outputs) - float(_gains(right, outputs).sum())
     cut = truncation(kernel, inputs=lower @ lower.T, outputs=outputs, keep_rank=keep_rank)
     return Tucker(inner, cut, max(missed, 0.0), tuple(shape))
 
 
-def _input_subspace(w: torch.Tensor, r: int, inputs: torch.Tensor, outputs: torch.Tensor | None) -> torch.Tensor:
+def _input_subspace(w: Array, r: int, inputs: Array, outputs: Array | None) -> Array:
     """Return D (r, c), what is kept of the channels: of a kernel (o, c, |K|) in the metric of Grams of channels."""
-    import torch
-
+    xp = array_namespace(w)
     o, c, _ = w.shape
-    x = torch.linalg.cholesky(_firm(inputs))
-    y = None if outputs is None else torch.linalg.cholesky(_firm(outputs))
-    white = torch.einsum("ock,cd->odk", w, x)
-    white = white if y is None else torch.einsum("op,ock->pck", y, white)
+    x = _firm_root(inputs)
+    y = None if outputs is None else _firm_root(outputs)
+    white = contract("ock,cd->odk", w, x)
+    white = white if y is None else contract("op,ock->pck", y, white)
     q = max(1, min(o, math.ceil(o * r / c)))
     projected, v = white, None
     for _ in range(ITERATIONS):
-        v = _leading(projected.permute(1, 0, 2).reshape(c, -1), r)
-        u = _leading(torch.einsum("ock,cr->ork", white, v).reshape(o, -1), q)
-        projected = torch.einsum("ock,oq->qck", white, u)
-    assert v is not None
-    inner: torch.Tensor = torch.linalg.solve_triangular(x.T, v, upper=True).T  # vᵀ x⁻¹: the white kernel reads x⁻¹ p
-    return inner
+        v = _leading(xp.permute_dims(projected, (1, 0, 2)).reshape(c, -1), r)
+        u = _leading(contract("ock,cr->ork", white, v).reshape(o, -1), q)
+        projected = contract("ock,oq->qck", white, u)
+    return solve_triangular(x.T, v, lower=False).T  # vᵀ x⁻¹: the white kernel reads x⁻¹ p
 
 
-def _leading(matrix: torch.Tensor, k: int) -> torch.Tensor:
+def _leading(matrix: Array, k: int) -> Array:
     """Return the k leading left singular vectors, (m, k)."""
-    import torch
-
-    vectors: torch.Tensor = torch.linalg.eigh(matrix @ matrix.T)[1]
-    return vectors.flip(1)[:, :k]
+    xp = array_namespace(matrix)
+    return xp.flip(xp.linalg.eigh(matrix @ matrix.T)[1], axis=1)[:, :k]
 
 
-def _fitted(features: torch.Tensor, across: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _fitted(features: Array, across: Array) -> tuple[Array, Array]:
     """Return L and L⁻¹ A for features of Gram L Lᵀ and A, (features, o), what they and the responses have in common."""
-    import torch
-
-    lower = torch.linalg.cholesky(_firm(features))
-    return lower, torch.linalg.solve_triangular(lower, across, upper=False)
+    lower = _firm_root(features)
+    return lower, solve_triangular(lower, across, lower=True)
 
 
-def _firm(gram: torch.Tensor) -> torch.Tensor:
-    """Return a Gram that is positive definite to working precision."""
-    import torch
-
+def _firm_root(gram: Array) -> Array:
+    """Return the Cholesky factor of a Gram that is made positive definite to working precision."""
+    xp = array_namespace(gram)
     even = (gram + gram.T) / 2
-    level = even.diagonal().mean().clamp_min(_TINY)
-    return even + _RIDGE * level * torch.eye(len(even), dtype=even.dtype, device=even.device)
+    ridge = _RIDGE * max(float(xp.linalg.trace(even)) / len(even), _TINY)
+    lower = cholesky(even + ridge * xp.eye(len(even), dtype=even.dtype, device=device(even)))
+    if lower is None:
+        raise NumericalError("a Gram matrix is not positive semidefinite, or not finite", fix="other calibration data")
+    return lower
 
 
 _TINY = 1e-150
 
 
-def _gains(right: torch.Tensor, outputs: torch.Tensor | None) -> torch.Tensor:
+def _gains(right: Array, outputs: Array | None) -> Array:
     """Return by how much the loss falls with each feature, (features,)."""
-    return ((right if outputs is None else right @ outputs) * right).sum(dim=1)
+    return array_namespace(right).sum((right if outputs is None else right @ outputs) * right, axis=1)
 
 
-def _squared(w: torch.Tensor, gram: torch.Tensor, outputs: torch.Tensor | None) -> float:
+def _squared(w: Array, gram: Array, outputs: Array | None) -> float:
     """Return tr(Γ W G Wᵀ): what is lost with nothing left."""
-    responses = w @ gram @ w.T
-    return float(responses.trace() if outputs is None else (outputs * responses).sum())
+    responses, xp = w @ gram @ w.T, array_namespace(w)
+    return float(xp.linalg.trace(responses) if outputs is None else xp.sum(outputs * responses))
 
 
-def _left(total: float, gains: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _left(total: float, gains: Array) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Return the losses after 0, 1, … gains, none below zero."""
-    return np.maximum(total - np.append(0.0, gains.cumsum(0).cpu().numpy()), 0.0)
+    return np.maximum(total - np.append(0.0, np.cumsum(to_numpy(gains))), 0.0)
 
 
-def _identity(gram: torch.Tensor | None, size: int, like: torch.Tensor) -> torch.Tensor:
-    import torch
-
-    return torch.eye(size, dtype=like.dtype, device=like.device) if gram is None else gram.double()
+def _identity(gram: Array | None, size: int, like: Array) -> Array:
+    xp = array_namespace(like)
+    return xp.eye(size, dtype=like.dtype, device=device(like)) if gram is None else xp.astype(gram, xp.float64)

@@ -17,7 +17,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from array_api_compat import array_namespace, device
 
+from eckart._arrays import Array, cholesky, to_numpy
 from eckart.errors import RankError
 
 if TYPE_CHECKING:
@@ -42,33 +44,36 @@ TOKENS_PER_PRODUCT = 1024  # rows multiplied in float32 before their product is 
 class Gram:
     """Σ x xᵀ over the rows x of every matrix that `add` is given, (n, n), Σ |x|, (n,), and how many rows there were.
 
-    Both sums are in float64.
+    Both sums are in float64. xp: the namespace of the rows; torch's where None.
     """
 
-    def __init__(self, n: int, device: Any = "cpu") -> None:
-        import torch
+    def __init__(self, n: int, device: Any = "cpu", *, xp: Any = None) -> None:
+        if xp is None:
+            import array_api_compat.torch
 
-        self.sum = torch.zeros(n, n, dtype=torch.float64, device=device)
-        self.sizes = torch.zeros(n, dtype=torch.float64, device=device)
+            xp = array_api_compat.torch
+        self.sum = xp.zeros((n, n), dtype=xp.float64, device=device)
+        self.sizes = xp.zeros(n, dtype=xp.float64, device=device)
         self.count = 0
 
-    def add(self, rows: torch.Tensor) -> None:
+    def add(self, rows: Array) -> None:
         """Add rows, (t, n); multiplied in float32, at most 1024 at a time, and accumulated in float64."""
-        for part in rows.float().split(TOKENS_PER_PRODUCT):
+        xp = array_namespace(rows)
+        for start in range(0, len(rows), TOKENS_PER_PRODUCT):
+            part = xp.astype(rows[start : start + TOKENS_PER_PRODUCT], xp.float32, copy=False)
             self.sum += part.T @ part  # converted entry by entry as it is added
-            self.sizes += part.abs().sum(dim=0)
+            self.sizes += xp.sum(xp.abs(part), axis=0)
             self.count += len(part)
 
-    def shrunk(self, amount: float) -> torch.Tensor:
+    def shrunk(self, amount: float) -> Array:
         """Return the mean of x xᵀ moved by `amount` (0 to 1) towards its mean eigenvalue times I: positive definite.
 
         Relative to the data's own scale, as in Ledoit & Wolf 2004. A Gram that is zero altogether becomes I.
         """
-        import torch
-
+        xp = array_namespace(self.sum)
         mean = (self.sum + self.sum.T) / (2 * max(self.count, 1))  # a product in float32 is symmetric to rounding only
-        level = mean.diagonal().mean()
-        eye = torch.eye(len(mean), dtype=mean.dtype, device=mean.device)
+        level = xp.linalg.trace(mean) / len(mean)
+        eye = xp.eye(len(mean), dtype=mean.dtype, device=device(mean))
         return (1 - amount) * mean + amount * level * eye if level > 0 else eye
 
 
@@ -76,14 +81,14 @@ class Gram:
 class Pair:
     """W_k = up @ down: up (m, k), down (k, n)."""
 
-    up: torch.Tensor
-    down: torch.Tensor
+    up: Array
+    down: Array
 
     @property
     def rank(self) -> int:
         return int(self.up.shape[1])
 
-    def matrix(self) -> torch.Tensor:
+    def matrix(self) -> Array:
         return self.up @ self.down
 
 
@@ -145,8 +150,8 @@ class Truncation:
     """
 
     s: np.ndarray[Any, np.dtype[np.float64]]
-    up: torch.Tensor
-    down: torch.Tensor
+    up: Array
+    down: Array
 
     @cached_property
     def losses(self) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -173,10 +178,10 @@ def losses_of(s: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dt
 
 
 def truncation(
-    weight: torch.Tensor,
+    weight: Array,
     *,
-    inputs: torch.Tensor | None = None,
-    outputs: torch.Tensor | None = None,
+    inputs: Array | None = None,
+    outputs: Array | None = None,
     keep_rank: int | None = None,
 ) -> Truncation:
     """Return the SVD of `weight` in the metric of its input Gram and output-gradient Gram.
@@ -185,22 +190,24 @@ def truncation(
     that has nothing else, (m,). keep_rank: how many
     components to keep factors for; None keeps min(m, n). At k = min(m, n) the pair is the weight, to rounding.
     """
-    w = weight.double()
+    xp = array_namespace(weight)
+    w = xp.astype(weight, xp.float64)
     if w.shape[1] <= w.shape[0]:
         x = None if inputs is None else _root(inputs)
         wx = w if x is None else w @ x
         del w  # here and below: of a table with many rows each copy counts
         s, v = _singular(wx.T @ (wx if outputs is None else _times(outputs, wx)), keep_rank)
-        up, down = wx @ v, v.T if x is None else _solve(x, v.T, left=False)
+        up, down = wx @ v, v.T if x is None else xp.linalg.solve(x.T, v).T
         del wx
     else:
-        y = None if outputs is None else _root(outputs if outputs.ndim == 2 else outputs.diag())
+        y = None if outputs is None else _root(outputs if outputs.ndim == 2 else _diagonal(outputs))
         yw = w if y is None else y.T @ w
         s, u = _singular((yw if inputs is None else yw @ inputs) @ yw.T, keep_rank)
-        up, down = u if y is None else _solve(y.T, u, left=True), u.T @ yw
-    a, b = up.norm(dim=0), down.norm(dim=1)
-    balance = (b.clamp_min(_TINY) / a.clamp_min(_TINY)).sqrt()
-    return Truncation(s.cpu().numpy(), up.mul_(balance), down / balance[:, None])
+        up, down = u if y is None else xp.linalg.solve(y.T, u), u.T @ yw
+    a, b = xp.linalg.vector_norm(up, axis=0), xp.linalg.vector_norm(down, axis=1)
+    balance = xp.sqrt(xp.clip(b, min=_TINY) / xp.clip(a, min=_TINY))
+    up *= balance
+    return Truncation(to_numpy(s), up, down / balance[:, None])
 
 
 LARGEST_COEFFICIENT = 2.0  # in `rest`; 1 would need many more exchanges, and roundings would shrink little further
@@ -240,39 +247,31 @@ def pivoted(pair: Pair) -> PivotRows:
     return PivotRows(up[places[:k]] @ down, coefficients, order)
 
 
-def _times(gram: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+def _diagonal(entries: Array) -> Array:
+    xp = array_namespace(entries)
+    return xp.eye(len(entries), dtype=entries.dtype, device=device(entries)) * entries
+
+
+def _times(gram: Array, right: Array) -> Array:
     return gram @ right if gram.ndim == 2 else gram[:, None] * right
 
 
-def _singular(square: torch.Tensor, keep_rank: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+def _singular(square: Array, keep_rank: int | None) -> tuple[Array, Array]:
     """Return the singular values, descending, and the leading singular vectors of M from M Mᵀ (or of Mᵀ from Mᵀ M)."""
-    import torch
-
-    values, vectors = torch.linalg.eigh((square + square.T) / 2)
-    return values.flip(0).clamp_min(0).sqrt(), vectors.flip(1)[:, :keep_rank]
+    xp = array_namespace(square)
+    values, vectors = xp.linalg.eigh((square + square.T) / 2)
+    return xp.sqrt(xp.clip(xp.flip(values), min=0.0)), xp.flip(vectors, axis=1)[:, :keep_rank]
 
 
 _TINY = 1e-150  # a norm below this is that of a component which is zero to working precision
 
 
-def _root(gram: torch.Tensor) -> torch.Tensor:
+def _root(gram: Array) -> Array:
     """Return R with R Rᵀ = gram: lower triangular by Cholesky, or symmetric by eigendecomposition where that fails."""
-    import torch
-
-    lower: torch.Tensor
-    lower, failed = torch.linalg.cholesky_ex(gram)
-    if not failed:
+    lower = cholesky(gram)
+    if lower is not None:
         return lower
-    values: torch.Tensor
-    values, vectors = torch.linalg.eigh(gram)
-    floor = torch.finfo(gram.dtype).eps * len(gram) * values[-1].clamp_min(_TINY)
-    symmetric: torch.Tensor = (vectors * values.clamp_min(floor).sqrt()) @ vectors.T
-    return symmetric
-
-
-def _solve(root: torch.Tensor, right: torch.Tensor, *, left: bool) -> torch.Tensor:
-    """Return root⁻¹ right (left) or right root⁻¹."""
-    import torch
-
-    solved: torch.Tensor = torch.linalg.solve(root, right, left=left)
-    return solved
+    xp = array_namespace(gram)
+    values, vectors = xp.linalg.eigh(gram)
+    floor = xp.finfo(gram.dtype).eps * len(gram) * max(float(values[-1]), _TINY)
+    return (vectors * xp.sqrt(xp.clip(values, min=floor))) @ vectors.T

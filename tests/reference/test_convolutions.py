@@ -174,3 +174,22 @@ def test_the_order_of_the_other_axes_offsets_changes_nothing() -> None:
     found = spatial(weight, inputs=inputs, outputs=outputs).losses
     other = spatial(weight.flip(-1), inputs=mirrored, outputs=outputs).losses
     assert np.allclose(found, other, atol=1e-8 * found[0])
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_numpy_and_torch_find_the_same_chains(axes: int) -> None:
+    weight, inputs, outputs = problem(axes)
+    o, c = weight.shape[:2]
+    arrays = weight.numpy(), inputs.numpy(), outputs.numpy()
+    chains = [
+        (spatial(w, inputs=x, outputs=y), tucker(w, c - 1, inputs=x, outputs=y))
+        for w, x, y in ((weight, inputs, outputs), arrays)
+    ]
+    for here, there in zip(*chains, strict=True):
+        np.testing.assert_allclose(there.losses, here.losses, atol=1e-10 * here.losses[0])
+    products = [
+        [of_spatial(*map(torch.as_tensor, one.factors(2))), of_tucker(*map(torch.as_tensor, other.factors(o - 1)))]
+        for one, other in chains
+    ]
+    for here, there in zip(*products, strict=True):
+        torch.testing.assert_close(there, here, rtol=0, atol=1e-9 * float(weight.norm()))
