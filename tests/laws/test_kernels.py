@@ -18,6 +18,9 @@ from eckart.errors import RankError
 from eckart.models._factored_convolutions import FactoredConvolution, kernel_of, weight_of
 from eckart.models._kernel import Kernel, patches, stages, useful_forms, weights_of
 
+# torch says so once of a convolution that it must pad by hand, which is what is asked of it here
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
+
 PLAIN: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
