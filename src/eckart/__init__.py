@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from eckart.matrix import Matrix as Matrix
     from eckart.matrix import as_matrix as as_matrix
     from eckart.models import Measurement as Measurement
+    from eckart.models import load as load
     from eckart.models import measure as measure
     from eckart.models import open_model as open_model
 
@@ -36,6 +37,7 @@ HOME = {
     "as_matrix": "eckart.matrix",
     "choose_rank": "eckart._rank",
     "compress": "eckart._compress",
+    "load": "eckart.models",
     "measure": "eckart.models",
     "open_model": "eckart.models",
     "plan": "eckart._compress",

@@ -15,7 +15,7 @@ from torch import nn
 from eckart._convolutions import spatial, tucker
 from eckart._factorise import truncation
 from eckart.errors import RankError
-from eckart.models._factored_convolutions import FactoredConvolution, kernel_of, weight_of
+from eckart.models._factored_convolutions import FactoredConvolution, fill_, kernel_of, weight_of
 from eckart.models._kernel import Kernel, patches, stages, useful_forms, weights_of
 
 # torch says so once of a convolution that it must pad by hand, which is what is asked of it here
@@ -106,7 +106,8 @@ def test_a_chain_of_full_rank_is_the_layer(drawn: tuple[nn.Module, torch.Tensor]
         chain = stages(kernel, form, ranks)
         new = FactoredConvolution(kernel, chain, dtype=torch.float64)
         bias = layer.bias.detach() if layer.bias is not None else None
-        new.fill_(weights_of(kernel, form, factors), bias)
+        for stage, weight in zip(new.stages, weights_of(kernel, form, factors), strict=True):
+            fill_(stage, weight, bias if stage is new.stages[-1] else None)
         assert sum(stage.numbers for stage in chain) == sum(p.numel() for p in new.parameters())
         scale = float(weight_of(layer).detach().abs().sum())
         torch.testing.assert_close(new(x), layer(x), rtol=1e-7, atol=1e-7 * scale)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from eckart._compress._job import Source, Texts, all_pieces, planned, prepare
+from eckart._compress._module import compress_module, is_module, own_arguments, plan_module
 from eckart._compress._plan import SQUARES, Plan
 from eckart._compress._reshape import reshaped
 from eckart._compress._target import as_effort, as_target
@@ -19,7 +20,10 @@ from eckart.models._model import Progress
 from eckart.models._option import DTYPE_BYTES
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from eckart.models._huggingface import HuggingFaceModel
+    from eckart.models._torch_network import TorchNetwork
 
 __all__ = ["Plan", "compress", "plan"]
 
@@ -27,14 +31,14 @@ CALIBRATION_TOKENS = 8192
 
 
 def plan(
-    model: Source | Model,
+    model: Source | Model | nn.Module,
     keep: float | None = None,
     *,
     size: str | int | None = None,
     max_loss_increase: float | None = None,
     cost: Literal["params", "bytes", "ms"] = "params",
     workload: Literal["prefill", "decode", "both"] = "both",
-    data: Texts | None = None,
+    data: Any = None,
     method: str = "auto",
     loss: Literal["auto", "next-token", "outputs"] = "auto",
     correct: bool | None = None,
@@ -54,6 +58,8 @@ def plan(
 
     Arguments and errors are those of `compress`.
     """
+    if is_module(model):
+        return plan_module(**own_arguments(plan_module, locals(), globals()["plan"]))
     target = as_target(keep, size, max_loss_increase, cost, method, workload)
     job = prepare(
         model, target, method=method, loss=loss, correct=correct, storage=storage, dtype=dtype, data=data,
@@ -68,7 +74,7 @@ def plan(
 
 
 def compress(
-    model: Source | Model,
+    model: Source | Model | nn.Module,
     keep: float | None = None,
     *,
     size: str | int | None = None,
@@ -76,7 +82,7 @@ def compress(
     cost: Literal["params", "bytes", "ms"] = "params",
     workload: Literal["prefill", "decode", "both"] = "both",
     plan: Plan | Source | None = None,
-    data: Texts | None = None,
+    data: Any = None,
     evaluate: Texts | None = None,
     beside: Sequence[Source] = (),
     method: str = "auto",
@@ -99,7 +105,7 @@ def compress(
     command: str = "",
     progress: Progress | None = None,
     seed: int = 0,
-) -> HuggingFaceModel:
+) -> HuggingFaceModel | TorchNetwork:
     """Return a new model with `keep` of the parameters of the given one, which is not changed.
 
     model: what `open_model` takes, or an opened model. Give one of: keep, the fraction of its parameters (tied ones
@@ -142,6 +148,8 @@ def compress(
     The result has `.plan`, if trained `.recovery`, and if evaluated `.measurement` (schema "eckart.compare/1").
     UsageError, InputError, BudgetError, OutputError, NumericalError: as their names say; nothing is left behind then.
     """
+    if is_module(model):
+        return compress_module(**own_arguments(compress_module, locals(), compress))
     from eckart._compress._correct import correct_
     from eckart._compress._finish import Evaluation, finish
     from eckart._compress._recover import recover_

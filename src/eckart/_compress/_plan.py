@@ -10,6 +10,7 @@ from typing import Any
 
 from eckart._files import dump_json, write_whole
 from eckart.errors import InputError, UsageError
+from eckart.models._kernel import Kernel
 from eckart.models._option import Option, dense, factored, group_sizes, grouped, read_option, shared
 
 __all__ = ["ADDITIVE_UNITS", "NATS", "SQUARES", "LayerPlan", "Plan", "Timing"]
@@ -27,7 +28,8 @@ class LayerPlan:
 
     relative_error: predicted ‖output change‖ / ‖output‖ in the plan's metric. kept: why it had to stay dense, or "".
     table: whether it is an embedding, whose rows have ranks by groups. saved_ms: how much less time than when dense it
-    is predicted to take, by phase; None where that is not known, and of a dense layer.
+    is predicted to take, by phase; None where that is not known, and of a dense layer. kernel: of a layer in a network
+    of convolutions.
     """
 
     name: str
@@ -41,6 +43,7 @@ class LayerPlan:
     kept: str = ""
     table: bool = False
     saved_ms: Mapping[str, float] | None = None
+    kernel: Kernel | None = None
 
     @property
     def changes(self) -> bool:

@@ -9,7 +9,7 @@ from eckart.errors import InputError
 from eckart.models._measure import Measurement, measure
 from eckart.models._model import Layer, Model, Weight
 
-__all__ = ["Layer", "Measurement", "Model", "Weight", "measure", "open_model"]
+__all__ = ["Layer", "Measurement", "Model", "Weight", "load", "measure", "open_model"]
 
 
 def open_model(source: str | os.PathLike[str] | Model, *, device: Any = None, stream: bool = False) -> Model:
@@ -43,6 +43,18 @@ def open_model(source: str | os.PathLike[str] | Model, *, device: Any = None, st
     from eckart.models._bare import BareModel
 
     return BareModel(found)
+
+
+def load(module: Any, folder: str | os.PathLike[str]) -> Any:
+    """Return a torch module like the one given, but compressed: with the layers and weights that `compress` saved.
+
+    module: as it was before, with any weights, on any device and of any floating type; it is not changed. folder: what
+    `compress(module, …, out=folder)` wrote; nothing in it is executed. InputError, UnsafeInputError: the folder is
+    incomplete or broken, or of another module.
+    """
+    from eckart.models._torch_files import load as loaded
+
+    return loaded(module, folder)
 
 
 def _downloaded(name: str) -> bool:

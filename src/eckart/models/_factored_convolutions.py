@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from eckart.models._factored_layers import frozen
-from eckart.models._kernel import Kernel, Pads
+from eckart.models._kernel import Kernel, Pads, multiplied
 
 __all__ = ["FactoredConvolution", "fill_", "kernel_of", "lowered", "weight_of"]
 
@@ -118,24 +118,9 @@ class FactoredConvolution(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """The kernel, as the layer stored it whose place this one takes; writing to it changes nothing."""
-        whole = _multiplied(self.kernel, [weight_of(stage) for stage in self.stages])
+        whole = multiplied(self.kernel, [weight_of(stage) for stage in self.stages])
         return _exchanged(whole, self.groups) if self.transposed else whole
 
     @property
     def bias(self) -> torch.Tensor | None:
         return cast("torch.Tensor | None", self.stages[-1].bias)
-
-    def fill_(self, weights: Sequence[torch.Tensor], bias: torch.Tensor | None) -> None:
-        """Take the weights of the stages, as Kernel orders them, and the bias."""
-        for i, (stage, weight) in enumerate(zip(self.stages, weights, strict=True)):
-            fill_(stage, weight, bias if i == len(weights) - 1 else None)
-
-
-def _multiplied(kernel: Kernel, weights: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the kernel that a chain stands for: at each offset the product of the stages' matrices there."""
-    whole, *rest = [
-        w.reshape(kernel.groups, w.shape[0] // kernel.groups, *w.shape[1:]).movedim((1, 2), (-2, -1)) for w in weights
-    ]
-    for stage in rest:  # (groups, *size, out, into): sizes that are 1 on either side broadcast
-        whole = stage @ whole
-    return whole.movedim((-2, -1), (1, 2)).reshape(kernel.shape)

@@ -19,7 +19,7 @@ from array_api_compat import array_namespace, device
 from eckart._arrays import Array
 from eckart.errors import RankError
 
-__all__ = ["Kernel", "patches", "stages", "useful_forms", "weights_of"]
+__all__ = ["Kernel", "largest_ranks", "multiplied", "patches", "stages", "useful_forms", "weights_of"]
 
 Pads = tuple[tuple[int, int], ...]
 
@@ -109,7 +109,7 @@ def stages(kernel: Kernel, form: str, ranks: Sequence[int]) -> tuple[Kernel, ...
     these along the others. tucker: a product from `into` to r channels, a kernel from r to q, a product from q to
     `out`; where r is `into` or q is `out` the product is left out.
     """
-    most = _largest_ranks(kernel, form)
+    most = largest_ranks(kernel, form)
     if len(ranks) != len(most) or not all(1 <= k <= m for k, m in zip(ranks, most, strict=True)):
         raise RankError(
             f"ranks {list(ranks)} asked of a {' x '.join(map(str, kernel.shape))} kernel as {form!r}",
@@ -129,7 +129,8 @@ def stages(kernel: Kernel, form: str, ranks: Sequence[int]) -> tuple[Kernel, ...
     return (*((inner,) if r < kernel.into else ()), core, *((outer,) if q < kernel.out else ()))
 
 
-def _largest_ranks(kernel: Kernel, form: str) -> tuple[int, ...]:
+def largest_ranks(kernel: Kernel, form: str) -> tuple[int, ...]:
+    """Return the ranks at which a format is the kernel itself, to rounding."""
     if form not in useful_forms(kernel):
         raise RankError(f"a {' x '.join(map(str, kernel.shape))} kernel in {kernel.groups} groups has no form {form!r}")
     if form == "pair":
@@ -160,6 +161,19 @@ def weights_of(kernel: Kernel, form: str, factors: Sequence[Sequence[Array]]) ->
     if q == kernel.out:
         core = (outer.reshape(-1, q) @ core.reshape(q, -1)).reshape(kernel.out, *core.shape[1:])
     return [*([inner] if r < kernel.into else []), core, *([outer] if q < kernel.out else [])]
+
+
+def multiplied(kernel: Kernel, weights: Sequence[Array]) -> Array:
+    """Return the kernel that a chain stands for: at each offset the product of the stages' matrices there."""
+    xp, axes = array_namespace(*weights), range(3, 3 + len(kernel.size))
+    whole, *rest = (
+        xp.permute_dims(w.reshape(kernel.groups, len(w) // kernel.groups, *w.shape[1:]), (0, *axes, 1, 2))
+        for w in weights
+    )
+    for stage in rest:  # (groups, *size, out, into): sizes that are 1 on either side broadcast
+        whole = stage @ whole
+    last = whole.ndim - 1
+    return xp.permute_dims(whole, (0, last - 1, last, *range(1, last - 1))).reshape(kernel.shape)
 
 
 def patches(x: Array, kernel: Kernel, count: int, draws: np.random.Generator) -> Array:

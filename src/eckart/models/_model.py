@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from eckart.models._kernel import Kernel
+
 __all__ = ["Layer", "Model", "Progress", "Weight", "silent"]
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, how much there is
@@ -33,7 +35,7 @@ class Layer:
 
     kept: why it must stay as it is, or "". group: the names of the layers said to read the same input, itself included.
     table: whether its rows are the vocabulary's, those of an embedding or a large head. looked_up: whether it is the
-    former.
+    former. kernel: of a network of convolutions, where W is its kernel with the patches' entries as columns.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Layer:
     group: tuple[str, ...]
     table: bool = False
     looked_up: bool = False
+    kernel: Kernel | None = None
 
 
 class Model(Protocol):

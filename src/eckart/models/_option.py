@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from eckart.errors import InputError, RankError
+from eckart.models._kernel import Kernel
 
 __all__ = [
     "DTYPES",
@@ -19,6 +21,7 @@ __all__ = [
     "group_sizes",
     "grouped",
     "largest_useful_rank",
+    "of_stages",
     "pair",
     "pifa",
     "read_option",
@@ -45,10 +48,11 @@ class Option:
     `down_of` names a layer, one that uses that layer's, which alone stores and counts it; "pifa" for k of W_k's own
     rows and the others as combinations of these; "folded" for the same without the order of the rows, which the layers
     that read its outputs follow instead; "grouped" for the rows of a table, the frequent ones first, in groups that
-    each have a factor pair. ranks: (), (k,), or one for each group, that of all columns for a group that stays dense.
-    dtype: of its numbers; with "int8", every matrix that is stored has a float32 scale for each of its rows, and the
-    bias is float32. params: numbers stored, bias, scales and permutation included. bytes: what they take as tensor
-    data. flops: multiply-adds a token, where the matrix is multiplied by and not looked up in.
+    each have a factor pair; of a convolution, chains of smaller ones: "pair", "spatial" and "tucker", as
+    models/_kernel.py states them. ranks: (), (k,), (r, q) of "tucker", or one for each group, that of all columns for
+    a group that stays dense. dtype: of its numbers; with "int8", every matrix that is stored has a float32 scale for
+    each of its rows, and the bias is float32. params: numbers stored, bias, scales and permutation included. bytes:
+    what they take as tensor data. flops: multiply-adds a token, where the matrix is multiplied by and not looked up in.
     """
 
     format: str
@@ -153,6 +157,13 @@ def grouped(rows: int, columns: int, bias: bool, dtype: str, ranks: Sequence[int
     return Option(
         "grouped", tuple(ranks), dtype, params + rows, stored + rows * INDEX_BYTES, sum(m * n for m, n in matrices)
     )
+
+
+def of_stages(form: str, ranks: Sequence[int], dtype: str, stages: Sequence[Kernel]) -> Option:
+    """Return the option that stores a layer as a chain of kernels; flops: of one place where strides are 1."""
+    numbers = sum(stage.numbers for stage in stages)
+    products = sum(math.prod(stage.shape) for stage in stages)
+    return Option(form, tuple(ranks), dtype, numbers, numbers * DTYPE_BYTES[dtype], products)
 
 
 def group_bytes(size: int, columns: int, dtype: str, k: int) -> int:

@@ -1,0 +1,53 @@
+"""What compression asks of a network of any framework: to run, to be listened to, and to have kernels replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, Self
+
+from eckart._arrays import Array
+from eckart.models._model import Layer
+
+__all__ = ["Batch", "Network", "Visit"]
+
+Batch = Any  # what a network is called with: an array, a tuple of arguments, or arguments by name
+Visit = Callable[[str, Array], None]  # the name of a layer, and an array of one of its calls
+
+
+class Network(Protocol):
+    """A network whose layers are kernels. `name` is for people; `path` is where it was opened, or ""."""
+
+    name: str
+    path: str
+    gradients: bool  # whether it can give those of its outputs
+
+    @property
+    def parameters(self) -> int: ...
+
+    def bytes_in(self, dtype: str) -> int:
+        """Return what its tensors take with every floating-point number in this type."""
+
+    def layers(self) -> Mapping[str, Layer]:
+        """Return every layer with weights that multiply, in the order of their first calls; of each its kernel."""
+
+    def weight(self, name: str) -> tuple[Array, Array | None]:
+        """Return the weights of a layer, as Kernel orders them, and its bias."""
+
+    def outputs(self, batch: Batch) -> Array:
+        """Return every number that the network gives for a batch, (examples, numbers)."""
+
+    def read(self, batch: Batch, names: Sequence[str], visit: Visit) -> None:
+        """Run a batch; visit the input of every call of these layers."""
+
+    def pulled(self, batch: Batch, names: Sequence[str], visit: Visit, seed: int) -> None:
+        """Run a batch, and visit the gradient in the output of every call of these layers, channels last, of a random
+        sum of the outputs of each example, with weights of mean square 1 / numbers.
+        """
+
+    def copy(self) -> Self:
+        """Return a network whose layers can be replaced without touching this one; the weights are shared."""
+
+    def replace_(
+        self, name: str, form: str, ranks: Sequence[int], weights: Sequence[Array], bias: Array | None
+    ) -> None:
+        """Put a chain of kernels, `stages` of this form and these ranks, in the place of a layer."""

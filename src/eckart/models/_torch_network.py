@@ -1,0 +1,227 @@
+"""Any torch module as a network of kernels."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from eckart.errors import InputError, NumericalError
+from eckart.models._factored_convolutions import FactoredConvolution, fill_, kernel_of, weight_of
+from eckart.models._factored_layers import FactorPair
+from eckart.models._kernel import Kernel, stages, useful_forms
+from eckart.models._model import Layer, Weight
+from eckart.models._network import Batch, Visit
+from eckart.models._option import DTYPE_BYTES
+
+__all__ = ["KERNELS", "TorchNetwork", "placeholder", "twin"]
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+KERNELS = (nn.Linear, *_CONVOLUTIONS)
+
+
+class TorchNetwork:
+    """A torch module in evaluation mode, its weights shared with the one given, which is not changed.
+
+    example: what it can be called with; the layers are those that this calls.
+    """
+
+    gradients = True
+
+    def __init__(self, module: nn.Module, example: Batch) -> None:
+        self.name, self.path = type(module).__name__, ""
+        self.module = twin(module).eval()
+        self.replaced: dict[str, tuple[str, tuple[int, ...]]] = {}
+        self.plan: Any = None
+        self.measurement: Any = None
+        self._layers = self._found(example)
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.module.parameters())
+
+    def bytes_in(self, dtype: str) -> int:
+        return sum(
+            t.numel() * (DTYPE_BYTES[dtype] if t.is_floating_point() else t.element_size()) for _, t in self.stored()
+        )
+
+    def stored(self) -> list[tuple[str, torch.Tensor]]:
+        """Return what a checkpoint stores, each tensor once, by its first name."""
+        first: dict[int, tuple[str, torch.Tensor]] = {}
+        for name, tensor in self.module.state_dict(keep_vars=True).items():
+            first.setdefault(id(tensor), (name, tensor))
+        return list(first.values())
+
+    def weights(self) -> Iterator[Weight]:
+        for name, tensor in self.module.state_dict().items():
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            yield Weight(name, tuple(tensor.shape), dtype, partial(_array, tensor))
+
+    def layers(self) -> Mapping[str, Layer]:
+        return self._layers
+
+    def _found(self, example: Batch) -> dict[str, Layer]:
+        modules = {name: m for name, m in self.module.named_modules() if isinstance(m, KERNELS)}
+        if not modules:
+            raise InputError(f"{self.name} has no convolution and no linear layer")
+        order: dict[str, None] = {}
+        self._listen(modules, lambda name, x: order.setdefault(name), example)
+        owners: dict[int, list[str]] = {}
+        for name, m in modules.items():
+            owners.setdefault(id(m.weight), []).append(name)
+        names = [*order, *(name for name in modules if name not in order)]
+        return {
+            name: _described(name, modules[name], owners[id(modules[name].weight)], name in order) for name in names
+        }
+
+    # Running it
+
+    def run(self, batch: Batch) -> Any:
+        """Return what the module returns for a tensor, for a tuple of arguments, or for arguments by name."""
+        home = next(self.module.parameters()).device
+        try:
+            if isinstance(batch, torch.Tensor):
+                return self.module(batch.to(home))
+            if isinstance(batch, Mapping):
+                return self.module(**{name: _moved(value, home) for name, value in batch.items()})
+            return self.module(*(_moved(value, home) for value in batch))
+        except TypeError as error:
+            raise InputError(
+                f"{self.name} cannot be called with a batch of data=: {error}",
+                fix="a batch is one tensor, a tuple of all arguments, or a dict of them; leave labels out",
+            ) from error
+
+    @torch.no_grad()
+    def outputs(self, batch: Batch) -> torch.Tensor:
+        found = torch.cat([one.reshape(len(one), -1).float() for one in _tensors(self.run(batch))], dim=1)
+        if not torch.isfinite(found).all():
+            raise NumericalError(f"the outputs of {self.name} are not finite on the data")
+        return found
+
+    @torch.no_grad()
+    def read(self, batch: Batch, names: Sequence[str], visit: Visit) -> None:
+        self._listen({name: self.module.get_submodule(name) for name in names}, visit, batch)
+
+    def _listen(self, modules: Mapping[str, nn.Module], visit: Visit, batch: Batch) -> None:
+        handles = [
+            m.register_forward_pre_hook(lambda m, args, name=name: visit(name, args[0].detach()))
+            for name, m in modules.items()
+        ]
+        try:
+            with torch.no_grad():
+                self.run(batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def pulled(self, batch: Batch, names: Sequence[str], visit: Visit, seed: int) -> None:
+        def listen(name: str, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+            if not output.requires_grad:  # nothing before it has a gradient
+                output = output.detach().requires_grad_()
+            axes = 0 if isinstance(module, nn.Linear) else -len(cast("Any", module).kernel_size)
+            output.register_hook(lambda g: visit(name, g.movedim(axes - 1, -1) if axes else g))
+            return output
+
+        modules = [(name, self.module.get_submodule(name)) for name in names]
+        handles = [m.register_forward_hook(partial(listen, name)) for name, m in modules]
+        draws = torch.Generator().manual_seed(seed)
+        try:
+            with torch.enable_grad():
+                found = [one for one in _tensors(self.run(batch)) if one.requires_grad]
+                numbers = sum(one[0].numel() for one in found)
+                total = sum(
+                    (one.float() * torch.randn(one.shape, generator=draws).to(one.device)).sum() for one in found
+                )
+                if isinstance(total, torch.Tensor):
+                    (total / numbers**0.5).backward()
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    # Changing it
+
+    def weight(self, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        module = self.module.get_submodule(name)
+        bias = cast("torch.Tensor | None", module.bias)
+        return weight_of(module).detach(), None if bias is None else bias.detach()
+
+    def copy(self) -> TorchNetwork:
+        other = copy.copy(self)
+        other.module, other.replaced = twin(self.module), dict(self.replaced)
+        return other
+
+    def replace_(
+        self,
+        name: str,
+        form: str,
+        ranks: Sequence[int],
+        weights: Sequence[torch.Tensor],
+        bias: torch.Tensor | None,
+    ) -> None:
+        kernel, old = self._layers[name].kernel, self.module.get_submodule(name)
+        assert kernel is not None
+        new = placeholder(kernel, stages(kernel, form, ranks), like=old)
+        parts = [new.down, new.up] if isinstance(new, FactorPair) else list(cast("Any", new).stages)
+        for part, weight in zip(parts, weights, strict=True):
+            fill_(part, weight, bias if part is parts[-1] else None)
+        self.module.set_submodule(name, new)
+        self.replaced[name] = form, tuple(ranks)
+
+
+def placeholder(kernel: Kernel, chain: Sequence[Kernel], *, like: nn.Module) -> nn.Module:
+    """Return the module of a chain, its values unset, in the type, on the device and in the mode of another."""
+    where: dict[str, Any] = {"dtype": weight_of(like).dtype, "device": weight_of(like).device}
+    if kernel.size:
+        return FactoredConvolution(kernel, chain, **where).train(like.training)
+    return FactorPair(kernel.out, kernel.into, chain[0].out, kernel.bias, **where).train(like.training)
+
+
+def _described(name: str, module: nn.Module, owners: Sequence[str], called: bool) -> Layer:
+    kernel, kept = kernel_of(module), ""
+    other = next((one for one in owners if one != name), None)
+    plain = next(one for one in KERNELS if isinstance(module, one))
+    if other is not None:
+        kept = f"its weight is that of {other}"
+    elif parametrize.is_parametrized(module) or not isinstance(module._parameters.get("weight"), nn.Parameter):
+        kept = "its weight is computed from others (a parametrization)"
+    elif type(module).forward is not plain.forward:
+        kept = f"{type(module).__name__} has a forward of its own"
+    elif not called:
+        kept = "not called on the data"
+    elif not useful_forms(kernel):
+        kept = "each output reads one channel: depthwise, or one number a patch"
+    columns, bias = kernel.columns, kernel.bias
+    return Layer(name, type(module).__name__, kernel.out, columns, bias, kept, (name,), kernel=kernel)
+
+
+def twin(module: nn.Module) -> nn.Module:
+    """Return a module of its own with the same tensors."""
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in itertools.chain(module.parameters(), module.buffers())}
+    return copy.deepcopy(module, memo)
+
+
+def _tensors(output: Any) -> list[torch.Tensor]:
+    """Return the floating-point tensors that a module returned, whatever holds them."""
+    if isinstance(output, torch.Tensor):
+        return [output] if output.is_floating_point() else []
+    if isinstance(output, Mapping):
+        return [one for value in output.values() for one in _tensors(value)]
+    if isinstance(output, (list, tuple)):
+        return [one for value in output for one in _tensors(value)]
+    return []
+
+
+def _moved(value: Any, home: torch.device) -> Any:
+    return value.to(home) if isinstance(value, torch.Tensor) else value
+
+
+def _array(tensor: torch.Tensor) -> Any:
+    from eckart._arrays import to_numpy
+
+    return to_numpy(tensor.detach())

@@ -1,0 +1,162 @@
+"""Compression of any torch module: what is replaced, what is refused, and that it comes back from its files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import eckart
+from eckart.errors import BudgetError, InputError, OutputError, UsageError
+from eckart.models._factored_convolutions import FactoredConvolution
+from eckart.models._factored_layers import FactorPair
+
+
+class Small(nn.Module):
+    """Convolutions of every kind, a layer that is used twice, two that share a weight and one that is never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.deep = nn.Conv2d(16, 32, 3, stride=2, padding="valid", dilation=1)
+        self.twice = nn.Conv2d(32, 32, (3, 5), padding="same", padding_mode="reflect")
+        self.grouped = nn.Conv2d(32, 32, 3, padding=1, groups=2)
+        self.depthwise = nn.Conv2d(32, 32, 3, padding=1, groups=32)
+        self.up = nn.ConvTranspose2d(32, 16, 4, stride=2, padding=1)
+        self.line = nn.Conv1d(16, 16, 5, padding=2)
+        self.norm = nn.BatchNorm2d(16)
+        self.first, self.second = nn.Linear(16, 24, bias=False), nn.Linear(16, 24)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(24, 10)
+        self.unused = nn.Linear(24, 24)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.deep(self.stem(x).relu()).relu()
+        x = self.twice(self.twice(x).relu()).relu()
+        x = self.norm(self.up(self.depthwise(self.grouped(x).relu())).relu())
+        x = self.line(x.mean(dim=2)).relu().mean(dim=2)
+        y: torch.Tensor = self.head((self.first(x) + self.second(x)).relu())
+        return y
+
+
+@pytest.fixture(scope="module")
+def small() -> Small:
+    torch.manual_seed(0)
+    return Small().eval()
+
+
+@pytest.fixture(scope="module")
+def batches() -> list[torch.Tensor]:
+    torch.manual_seed(1)
+    return [torch.randn(16, 3, 17, 19) for _ in range(4)]
+
+
+def test_a_module_is_compressed_saved_and_loaded(small: Small, batches: list[torch.Tensor], tmp_path: Path) -> None:
+    before = {name: value.clone() for name, value in small.state_dict().items()}
+    made = eckart.compress(small, 0.6, data=batches, out=tmp_path / "out")
+    assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
+    numbers = sum(p.numel() for p in small.parameters())
+    assert made.parameters == made.plan.parameters_after == sum(p.numel() for p in made.module.parameters())
+    assert made.parameters <= 0.6 * numbers < 1.05 * made.parameters
+    assert made.replaced
+    torch.manual_seed(2)
+    again = eckart.load(Small(), tmp_path / "out").eval()
+    torch.testing.assert_close(again(batches[0]), made.module(batches[0]))
+    assert isinstance(again.twice, FactoredConvolution)
+    assert isinstance(again.get_submodule("head"), nn.Linear | FactorPair)
+    truth = small(batches[0])
+    assert float((again(batches[0]) - truth).detach().norm() / truth.detach().norm()) < 0.5
+    stored = (tmp_path / "out").glob("*.safetensors")
+    assert sum(file.stat().st_size for file in stored) < 4.2 * made.parameters + 10_000
+
+
+def test_what_stays_dense_says_why(small: Small, batches: list[torch.Tensor]) -> None:
+    plan = eckart.plan(small, 0.9, data=batches)
+    kept = {layer.name: layer.kept for layer in plan.layers}
+    assert "depthwise" in kept["depthwise"]
+    assert kept["first"] == "its weight is that of second"
+    assert kept["unused"] == "not called on the data"
+    assert [name for name, reason in kept.items() if not reason] == [
+        "stem", "deep", "twice", "grouped", "up", "line", "head",
+    ]  # fmt: skip
+
+
+def test_more_budget_is_less_change_and_all_of_it_is_none(small: Small, batches: list[torch.Tensor]) -> None:
+    def change(keep: float, **more: Any) -> tuple[float, float]:
+        made = eckart.compress(small, keep, data=batches, **more)
+        apart = [(made.module(x) - small(x)).detach().square().mean() for x in batches]
+        return float(sum(apart)) / len(apart), made.plan.predicted_loss_increase
+
+    changes = [change(keep) for keep in (0.4, 0.6, 0.8, 1.0)]
+    assert [real for real, _ in changes] == sorted((real for real, _ in changes), reverse=True)
+    assert changes[-1] == (0.0, 0.0)
+    for real, predicted in changes[1:3]:
+        assert 0.3 * predicted < real < 3 * predicted
+
+
+def test_correction_brings_the_outputs_nearer(batches: list[torch.Tensor]) -> None:
+    torch.manual_seed(3)
+    deep = nn.Sequential(*(layer for _ in range(6) for layer in (nn.Linear(32, 32), nn.ReLU()))).eval()
+    data = [torch.randn(512, 32) @ torch.randn(32, 32) for _ in range(4)]
+    changes = []
+    for correct in (False, True):
+        made = eckart.compress(deep, 0.7, data=data, correct=correct)
+        changes.append(float(sum((made.module(x) - deep(x)).detach().square().mean() for x in data)))
+    assert changes[1] < changes[0]
+
+
+@pytest.mark.parametrize("kind", [tuple, dict])
+def test_batches_are_arguments_in_order_or_by_name(kind: Any) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(16, 16)
+
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"sum": self.layer(a) + b}
+
+    a, b = torch.randn(64, 16), torch.randn(64, 16)
+    batch = (a, b) if kind is tuple else {"a": a, "b": b}
+    made = eckart.compress(Two(), 0.5, data=[batch])
+    assert made.replaced == {"layer": ("pair", (7,))} or made.replaced["layer"][0] == "pair"
+
+
+def test_wrong_calls_say_what_to_do(small: Small, batches: list[torch.Tensor], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="tokens= has no meaning for a torch module"):
+        eckart.compress(small, 0.5, data=batches, tokens=5)
+    with pytest.raises(UsageError, match="must be batches"):
+        eckart.compress(small, 0.5, data="text.txt")
+    with pytest.raises(UsageError, match="no batch"):
+        eckart.compress(small, 0.5, data=[])
+    with pytest.raises(InputError, match="leave labels out"):
+        eckart.compress(small, 0.5, data=[(batches[0], torch.zeros(16))])
+    with pytest.raises(BudgetError, match="keep >="):
+        eckart.compress(small, 0.01, data=batches)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").write_text("")
+    with pytest.raises(OutputError):
+        eckart.compress(small, 0.5, data=batches, out=tmp_path / "there")
+
+
+def test_a_folder_of_another_module_is_refused(small: Small, batches: list[torch.Tensor], tmp_path: Path) -> None:
+    eckart.compress(small, 0.6, data=batches, out=tmp_path / "out")
+    with pytest.raises(InputError, match="no layer"):
+        eckart.load(nn.Sequential(nn.Linear(3, 3)), tmp_path / "out")
+    sidecar = tmp_path / "out" / "eckart.json"
+    value = json.loads(sidecar.read_text())
+    name = next(iter(value["layers"]))
+    for wrong, message in (
+        ({"format": "pair", "ranks": [10**6]}, "does not fit"),
+        ({"format": "no such", "ranks": [1]}, "does not fit"),
+        ({"format": "pair", "ranks": "3"}, "no list of integers"),
+    ):
+        sidecar.write_text(json.dumps({**value, "layers": {**value["layers"], name: wrong}}))
+        with pytest.raises(InputError, match=message):
+            eckart.load(Small(), tmp_path / "out")
+    sidecar.write_text(json.dumps({**value, "schema": "eckart.module/2"}))
+    with pytest.raises(InputError, match="schema"):
+        eckart.load(Small(), tmp_path / "out")
