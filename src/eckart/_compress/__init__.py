@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from eckart._compress._job import Source, Texts, all_pieces, planned, prepare
-from eckart._compress._module import compress_module, is_module, own_arguments, plan_module
+from eckart._compress._network import compress_network, is_network, own_arguments, plan_network
 from eckart._compress._plan import SQUARES, Plan
 from eckart._compress._reshape import reshaped
 from eckart._compress._target import as_effort, as_target
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from eckart.models._huggingface import HuggingFaceModel
-    from eckart.models._torch_network import TorchNetwork
+    from eckart.models._network import Network
 
 __all__ = ["Plan", "compress", "plan"]
 
@@ -58,8 +58,8 @@ def plan(
 
     Arguments and errors are those of `compress`.
     """
-    if is_module(model):
-        return plan_module(**own_arguments(plan_module, locals(), globals()["plan"]))
+    if is_network(model):
+        return plan_network(**own_arguments(plan_network, locals(), globals()["plan"]))
     target = as_target(keep, size, max_loss_increase, cost, method, workload)
     job = prepare(
         model, target, method=method, loss=loss, correct=correct, storage=storage, dtype=dtype, data=data,
@@ -105,7 +105,7 @@ def compress(
     command: str = "",
     progress: Progress | None = None,
     seed: int = 0,
-) -> HuggingFaceModel | TorchNetwork:
+) -> HuggingFaceModel | Network:
     """Return a new model with `keep` of the parameters of the given one, which is not changed.
 
     model: what `open_model` takes, or an opened model. Give one of: keep, the fraction of its parameters (tied ones
@@ -148,8 +148,8 @@ def compress(
     The result has `.plan`, if trained `.recovery`, and if evaluated `.measurement` (schema "eckart.compare/1").
     UsageError, InputError, BudgetError, OutputError, NumericalError: as their names say; nothing is left behind then.
     """
-    if is_module(model):
-        return compress_module(**own_arguments(compress_module, locals(), compress))
+    if is_network(model):
+        return compress_network(**own_arguments(compress_network, locals(), compress))
     from eckart._compress._correct import correct_
     from eckart._compress._finish import Evaluation, finish
     from eckart._compress._recover import recover_

@@ -1,226 +1,122 @@
-"""Compression of a network of kernels: convolutions and matrices in any framework, calibrated on what it is given.
-
-The metric of a kernel is that of its patches and, where the framework has gradients, of those of random sums of the
-outputs. What a form of a kernel is predicted to lose is its squared error in that metric, in the unit of the outputs:
-the factor between the two is measured for each layer at one rank, by running the network with that layer replaced.
-"""
+"""Compression of what is no language model: the arguments of `compress` that it has, its data, and what is saved."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, TypeVar
+import inspect
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-from array_api_compat import array_namespace
-
-from eckart._arrays import Array
-from eckart._compress._allocate import Choices, least_loss
-from eckart._compress._kernels import Form, Grams, factored, forms_on_offer, losses_of
-from eckart._compress._methods import INPUT_SHRINKAGE
-from eckart._compress._observe import drift, gram_bytes, observed
-from eckart._compress._plan import SQUARES, LayerPlan, Plan
-from eckart._compress._ranks import budget_of, selected, smallest
-from eckart._compress._target import Target
-from eckart.models._kernel import Kernel, multiplied, stages
-from eckart.models._model import Layer, Progress
+from eckart._compress._chains import Found, compressed, planned
+from eckart._compress._plan import Plan
+from eckart._compress._target import as_target
+from eckart._files import refuse_existing
+from eckart.errors import EckartError, UsageError
+from eckart.models._model import Progress, silent
 from eckart.models._network import Batch, Network
-from eckart.models._option import Option, of_stages
+from eckart.models._networks import batches_in, is_network, open_network, what
+from eckart.models._option import DTYPE_BYTES
+from eckart.models._safetensors import parse_size
 
-__all__ = ["Found", "compressed", "planned"]
+__all__ = ["compress_network", "is_network", "own_arguments", "plan_network"]
 
-_N = TypeVar("_N", bound=Network)
-
-GRAM_BYTES = 1 << 30  # of Grams that are in memory at once
-
-
-@dataclass(frozen=True)
-class Found:
-    """A plan, and what carrying it out needs besides: the metric of the outputs of every layer that is factored."""
-
-    plan: Plan
-    forms: Mapping[str, Form]
-    outputs: Mapping[str, Sequence[Array] | None]
+ROUNDING = {"float64": 1e-6, "float32": 1e-4, "float16": 0.02, "bfloat16": 0.1}  # of the largest output
 
 
-def planned(
-    network: Network,
-    batches: Sequence[Batch],
-    target: Target,
-    *,
+def own_arguments(function: Callable[..., Any], given: Mapping[str, Any], public: Callable[..., Any]) -> dict[str, Any]:
+    """Return those of the arguments of a public function that `function` has; UsageError: another one was given."""
+    own = inspect.signature(function).parameters
+    for name, parameter in inspect.signature(public).parameters.items():
+        if name not in own and given[name] != parameter.default:
+            raise UsageError(
+                f"{name}= has no meaning for {what(given['model'])}",
+                fix="drop it; there are " + ", ".join(f"{n}=" for n in own),
+            )
+    return {name: given[name] for name in own}
+
+
+def plan_network(
+    model: Any,
+    keep: float | None,
+    size: str | int | None,
+    max_loss_increase: float | None,
+    cost: str,
+    data: Any,
     layers: str | Sequence[str],
-    dtype: str,
+    dtype: str | None,
+    progress: Progress | None,
     seed: int,
-    progress: Progress,
-) -> Found:
-    """Return what every layer becomes such that the outputs change least within the target.
+) -> Plan:
+    """Return what `compress_network` would do."""
+    _, _, found = _prepared(model, keep, size, max_loss_increase, cost, data, layers, dtype, progress or silent, seed)
+    return found.plan
 
-    Only the Grams of some layers, GRAM_BYTES together, are in memory at once, so that a network of many kernels is run
-    several times.
+
+def compress_network(
+    model: Any,
+    keep: float | None,
+    size: str | int | None,
+    max_loss_increase: float | None,
+    cost: str,
+    data: Any,
+    correct: bool | None,
+    layers: str | Sequence[str],
+    dtype: str | None,
+    out: str | os.PathLike[str] | None,
+    max_shard_size: str | int,
+    progress: Progress | None,
+    seed: int,
+) -> Network:
+    """Return the compressed network, saved at `out` if that is given.
+
+    EckartError: what was saved did not come back as it was. Nothing is left at `out` after an error.
     """
-    found = network.layers()
-    reasons = selected(found, layers, tables=False)
-    names = [name for name, reason in reasons.items() if not reason]
-    kernels = {name: _kernel(found[name]) for name in names}
-    forms = {name: forms_on_offer(kernel) for name, kernel in kernels.items()}
-    truth = [network.outputs(batch) for batch in batches]
-    lost: dict[str, dict[Form, float]] = {}
-    outputs: dict[str, Sequence[Array] | None] = {}
-    for some in _together(kernels):
-        seen = observed(network, batches, some, seed, gradients=network.gradients)
-        for name, kernel in some.items():
-            progress("measuring layers", len(lost), len(names))
-            grams = seen.pop(name).grams()
-            weight, _ = network.weight(name)
-            known = losses_of(kernel, weight, grams, forms[name])
-            outputs[name], lost[name] = grams.outputs, {}
-            if (trial := _middle(kernel, forms[name])) is not None:
-                change = _changed_by(network, batches, truth, name, trial, grams)
-                scale = change / known[trial] if known[trial] > 0 else 0.0
-                lost[name] = {form: scale * value for form, value in known.items()}
-    progress("measuring layers", len(names), len(names))
-    offers = {
-        name: [_dense(kernel, dtype), *(of_stages(*form, dtype, stages(kernel, *form)) for form in forms[name])]
-        for name, kernel in kernels.items()
-    }
-    losses = {name: np.array([0.0, *(lost[name][form] for form in forms[name])]) for name in names}
-    chosen = _chosen(network, offers, losses, target, dtype)
-    forms_chosen = {name: (option.format, option.ranks) for name, option in chosen.items() if option.ranks}
-    made = tuple(
-        _layer_plan(layer, reasons[name], chosen.get(name), lost.get(name, {}), dtype) for name, layer in found.items()
-    )
-    params, size = (
-        sum(getattr(offers[name][0], unit) - getattr(option, unit) for name, option in chosen.items())
-        for unit in ("params", "bytes")
-    )
-    plan = Plan(
-        model=network.name, method="two-sided" if network.gradients else "input", keep=target.keep, dtype=dtype,
-        seed=seed, unit=SQUARES, layers=made, parameters_before=network.parameters,
-        parameters_after=network.parameters - params, bytes_before=network.bytes_in(dtype),
-        bytes_after=network.bytes_in(dtype) - size, size=target.size, max_loss_increase=target.loss, cost=target.cost,
+    progress = progress or silent
+    if out is not None:
+        refuse_existing(Path(out))
+    network, batches, found = _prepared(
+        model, keep, size, max_loss_increase, cost, data, layers, dtype, progress, seed
     )  # fmt: skip
-    return Found(plan, forms_chosen, {name: outputs[name] for name in forms_chosen})
-
-
-def compressed(
-    network: _N, batches: Sequence[Batch], found: Found, *, correct: bool, seed: int, progress: Progress
-) -> _N:
-    """Return the network with the plan's forms in place of its kernels, each the best for what it reads.
-
-    correct: whether that is what the layers before it let through once they are compressed; else what it was.
-    """
-    small, kernels = network.copy(), {name: _kernel(network.layers()[name]) for name in found.forms}
-
-    def put(name: str, weight: Array, inputs: Sequence[Array], shift: Callable[[Array], Array] | None = None) -> None:
-        kernel, (_, bias) = kernels[name], network.weight(name)
-        weights = factored(kernel, weight, Grams(inputs, found.outputs[name]), found.forms[name])
-        if bias is not None and shift is not None:
-            bias = bias + array_namespace(bias).astype(shift(multiplied(kernel, weights)), bias.dtype)
-        small.replace_(name, *found.forms[name], weights, bias)
-
-    done = 0
-    for some in [{name: kernels[name]} for name in kernels] if correct else _together(kernels):
-        seen = {} if correct and done else observed(network, batches, some, seed, gradients=False)
-        for name, kernel in some.items():
-            progress("factorising", done, len(kernels))
-            weight, _ = network.weight(name)
-            if seen:
-                put(name, weight, seen.pop(name).grams().inputs)
-            else:
-                apart = drift(network, small, batches, name, kernel, seed)
-                inputs = [gram.shrunk(INPUT_SHRINKAGE) for gram in apart.inputs]
-                put(name, apart.corrected(weight), inputs, partial(apart.shift, weight))
-            done += 1
-    progress("factorising", done, len(kernels))
+    small = compressed(network, batches, found, correct=correct is not False, seed=seed, progress=progress)
+    small.plan = found.plan
+    if out is not None:
+        progress("saving", 0, 1)
+        with small.saved(Path(out), max_shard_bytes=parse_size(max_shard_size)) as again:
+            _check_reloaded(small, again, batches[0])
+        small.path = str(out)
+        progress("saving", 1, 1)
     return small
 
 
-def _mean_square(network: Network | None, batches: Sequence[Batch], truth: Sequence[Array]) -> float:
-    total = 0.0
-    for batch, y in zip(batches, truth, strict=True):
-        xp = array_namespace(y)
-        apart = y if network is None else network.outputs(batch) - y
-        total += float(xp.sum(xp.astype(apart, xp.float64) ** 2))
-    return total / sum(int(y.shape[0]) * int(y.shape[1]) for y in truth)
+def _prepared(
+    model: Any,
+    keep: float | None,
+    size: str | int | None,
+    max_loss_increase: float | None,
+    cost: str,
+    data: Any,
+    layers: str | Sequence[str],
+    dtype: str | None,
+    progress: Progress,
+    seed: int,
+) -> tuple[Network, Sequence[Batch], Found]:
+    target = as_target(keep, size, max_loss_increase, cost, "auto")
+    if target.cost == "ms":
+        raise UsageError(f"the time of {what(model)} is not measured yet", fix="cost='params' or cost='bytes'")
+    batches = batches_in(data, model)
+    network = open_network(model, batches[0])
+    if (dtype or network.dtype) not in DTYPE_BYTES:
+        raise UsageError(f"dtype {dtype!r} is not known here", fix=f"one of {', '.join(DTYPE_BYTES)}")
+    found = planned(
+        network, batches, target, layers=layers, dtype=dtype or network.dtype, seed=seed, progress=progress
+    )  # fmt: skip
+    return network, batches, found
 
 
-def _changed_by(
-    network: Network,
-    batches: Sequence[Batch],
-    truth: Sequence[Array],
-    name: str,
-    form: Form,
-    grams: Grams,
-) -> float:
-    """Return the mean squared change of an output with one layer in this form."""
-    trial, (weight, bias) = network.copy(), network.weight(name)
-    trial.replace_(name, *form, factored(_kernel(network.layers()[name]), weight, grams, form), bias)
-    return _mean_square(trial, batches, truth)
-
-
-def _together(kernels: Mapping[str, Kernel]) -> Iterator[dict[str, Kernel]]:
-    """Divide layers such that the Gram matrices of each part fit into GRAM_BYTES, or are those of one layer."""
-    part: dict[str, Kernel] = {}
-    for name, kernel in kernels.items():
-        if part and sum(map(gram_bytes, part.values())) + gram_bytes(kernel) > GRAM_BYTES:
-            yield part
-            part = {}
-        part[name] = kernel
-    if part:
-        yield part
-
-
-def _middle(kernel: Kernel, forms: Sequence[Form]) -> Form | None:
-    """Return the pair whose numbers are nearest to half of the kernel's; None where there is nothing on offer."""
-    pairs = [form for form in forms if form[0] == "pair"] or list(forms)
-    half = kernel.numbers / 2
-    return min(pairs, key=lambda form: abs(sum(s.numbers for s in stages(kernel, *form)) - half), default=None)
-
-
-def _dense(kernel: Kernel, dtype: str) -> Option:
-    return of_stages("dense", (), dtype, (kernel,))
-
-
-def _chosen(
-    network: Network,
-    offers: Mapping[str, Sequence[Option]],
-    losses: Mapping[str, np.ndarray[Any, np.dtype[np.float64]]],
-    target: Target,
-    dtype: str,
-) -> dict[str, Option]:
-    """Return the option of every layer; BudgetError: the smallest are too large."""
-
-    def price(name: str, option: Option) -> float:
-        return option.params if target.cost == "params" else option.bytes
-
-    costs = {
-        name: np.array([price(name, option) for option in some], dtype=np.float64) for name, some in offers.items()
-    }
-    if target.loss is not None:
-        turned = {name: Choices(losses[name], costs[name]) for name in offers}
-        return {name: offers[name][i] for name, i in least_loss(turned, target.loss).items()}
-    whole = network.parameters if target.cost == "params" else network.bytes_in(dtype)
-    saved = sum(price(name, some[0]) - price(name, smallest(offers, price)[name]) for name, some in offers.items())
-    allowed = target.size if target.size is not None else int((target.keep or 0) * whole)
-    asked = f"keep = {target.keep:g}" if target.size is None else f"size = {target.size:,}"
-    budget = budget_of(
-        offers, whole, whole - saved, allowed, price, asked, "parameters" if target.cost == "params" else "bytes"
-    )
-    known = {name: Choices(costs[name], losses[name]) for name in offers}
-    return {name: offers[name][i] for name, i in least_loss(known, budget).items()}
-
-
-def _layer_plan(layer: Layer, reason: str, option: Option | None, lost: Mapping[Form, float], dtype: str) -> LayerPlan:
-    kernel = _kernel(layer)
-    dense = _dense(kernel, dtype)
-    made = LayerPlan(layer.name, layer.rows, layer.columns, layer.bias, option or dense, dense, kernel=kernel)
-    if option is None or not option.ranks:
-        return replace(made, loss_increase=0.0, relative_error=0.0, kept=reason)
-    more, whole = lost[option.format, option.ranks], lost["", ()]
-    return replace(made, loss_increase=more, relative_error=(more / whole) ** 0.5 if whole > 0 else 0.0)
-
-
-def _kernel(layer: Layer) -> Kernel:
-    assert layer.kernel is not None, layer.name
-    return layer.kernel
+def _check_reloaded(small: Network, again: Network, batch: Batch) -> None:
+    """Raise EckartError where what was saved does not answer as the network in memory does."""
+    here, there = small.outputs(batch), again.outputs(batch)
+    apart, largest = float(abs(here - there).max()), float(abs(here).max())
+    if not apart <= ROUNDING[small.plan.dtype] * max(1.0, largest):
+        raise EckartError(f"reloaded, the outputs differ by {apart:.3g}; nothing was kept")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, Self
 
 from eckart._arrays import Array
@@ -19,13 +21,18 @@ class Network(Protocol):
 
     name: str
     path: str
+    dtype: str  # of its floating-point numbers
     gradients: bool  # whether it can give those of its outputs
+    plan: Any  # once it is compressed
+    measurement: Any  # where it was measured
 
-    @property
-    def parameters(self) -> int: ...
+    def given(self, dtype: str) -> tuple[int, int]:
+        """Return how many numbers the model has that was opened, and their bytes with floating-point ones in a type;
+        what was opened may have more of them, such as batch norms that were folded.
+        """
 
-    def bytes_in(self, dtype: str) -> int:
-        """Return what its tensors take with every floating-point number in this type."""
+    def size(self, dtype: str) -> tuple[int, int]:
+        """Return the same of the network as it is."""
 
     def layers(self) -> Mapping[str, Layer]:
         """Return every layer with weights that multiply, in the order of their first calls; of each its kernel."""
@@ -46,6 +53,11 @@ class Network(Protocol):
 
     def copy(self) -> Self:
         """Return a network whose layers can be replaced without touching this one; the weights are shared."""
+
+    def saved(self, path: Path, *, max_shard_bytes: int) -> contextlib.AbstractContextManager[Self]:
+        """Write the network with its plan and give what was read back; it gets its path when the block is left without
+        an error, and nothing is left of it otherwise.
+        """
 
     def replace_(
         self, name: str, form: str, ranks: Sequence[int], weights: Sequence[Array], bias: Array | None

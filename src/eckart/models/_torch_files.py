@@ -18,7 +18,7 @@ from eckart.models._kernel import Kernel, stages
 from eckart.models._safetensors import Checkpoint, open_checkpoint, read_array
 from eckart.models._safetensors._header import stored_dtype
 from eckart.models._safetensors._write import PendingTensor, write_sharded
-from eckart.models._torch_network import KERNELS, TorchNetwork, placeholder, twin
+from eckart.models._torch_network import KERNELS, TorchNetwork, placeholder, stored, twin
 from eckart.models._untrusted import read_json
 
 __all__ = ["load", "save"]
@@ -27,14 +27,15 @@ SCHEMA = "eckart.module/1"
 SIDECAR = "eckart.json"
 
 
-def save(network: TorchNetwork, folder: Path, *, dtype: str, max_shard_bytes: int) -> int:
-    """Write tensors and sidecar into a folder and return the bytes of the former, index included; OutputError: see
-    `write_sharded`.
+def save(network: TorchNetwork, folder: Path, *, max_shard_bytes: int) -> int:
+    """Write tensors, in the type of the plan, the plan and a sidecar into a folder; return the bytes of the tensors'
+    files, index included. OutputError: see `write_sharded`.
     """
     layers = {name: {"format": form, "ranks": list(ranks)} for name, (form, ranks) in network.replaced.items()}
     with write_whole(folder / SIDECAR) as file:
         file.write(dump_json({"schema": SCHEMA, "module": network.name, "layers": layers}).encode())
-    tensors = [_pending(name, tensor, dtype) for name, tensor in network.stored()]
+    network.plan.save(folder / "eckart_plan.json")
+    tensors = [_pending(name, tensor, network.plan.dtype) for name, tensor in stored(network.module)]
     return write_sharded(folder, tensors, stem="model", max_shard_bytes=max_shard_bytes)
 
 

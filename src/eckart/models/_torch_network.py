@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from eckart._files import new_folder
 from eckart.errors import InputError, NumericalError
 from eckart.models._factored_convolutions import FactoredConvolution, fill_, kernel_of, weight_of
 from eckart.models._factored_layers import FactorPair
@@ -20,7 +23,7 @@ from eckart.models._model import Layer, Weight
 from eckart.models._network import Batch, Visit
 from eckart.models._option import DTYPE_BYTES
 
-__all__ = ["KERNELS", "TorchNetwork", "placeholder", "twin"]
+__all__ = ["KERNELS", "TorchNetwork", "placeholder", "stored", "twin"]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 KERNELS = (nn.Linear, *_CONVOLUTIONS)
@@ -35,28 +38,33 @@ class TorchNetwork:
     gradients = True
 
     def __init__(self, module: nn.Module, example: Batch) -> None:
-        self.name, self.path = type(module).__name__, ""
+        self.name, self.path, self._given, self._example = type(module).__name__, "", module, example
         self.module = twin(module).eval()
         self.replaced: dict[str, tuple[str, tuple[int, ...]]] = {}
         self.plan: Any = None
         self.measurement: Any = None
+        self.dtype = next(
+            (str(t.dtype).removeprefix("torch.") for _, t in stored(module) if t.is_floating_point()), "float32"
+        )
         self._layers = self._found(example)
 
     @property
     def parameters(self) -> int:
-        return sum(p.numel() for p in self.module.parameters())
+        return self.size(self.dtype)[0]
 
-    def bytes_in(self, dtype: str) -> int:
-        return sum(
-            t.numel() * (DTYPE_BYTES[dtype] if t.is_floating_point() else t.element_size()) for _, t in self.stored()
-        )
+    def size(self, dtype: str) -> tuple[int, int]:
+        return _size(self.module, dtype)
 
-    def stored(self) -> list[tuple[str, torch.Tensor]]:
-        """Return what a checkpoint stores, each tensor once, by its first name."""
-        first: dict[int, tuple[str, torch.Tensor]] = {}
-        for name, tensor in self.module.state_dict(keep_vars=True).items():
-            first.setdefault(id(tensor), (name, tensor))
-        return list(first.values())
+    def given(self, dtype: str) -> tuple[int, int]:
+        return _size(self._given, dtype)
+
+    @contextlib.contextmanager
+    def saved(self, path: Path, *, max_shard_bytes: int) -> Iterator[TorchNetwork]:
+        from eckart.models._torch_files import load, save
+
+        with new_folder(path) as folder:
+            save(self, folder, max_shard_bytes=max_shard_bytes)
+            yield TorchNetwork(load(self._given, folder), self._example)
 
     def weights(self) -> Iterator[Weight]:
         for name, tensor in self.module.state_dict().items():
@@ -180,6 +188,21 @@ def placeholder(kernel: Kernel, chain: Sequence[Kernel], *, like: nn.Module) -> 
     if kernel.size:
         return FactoredConvolution(kernel, chain, **where).train(like.training)
     return FactorPair(kernel.out, kernel.into, chain[0].out, kernel.bias, **where).train(like.training)
+
+
+def stored(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """Return what a checkpoint of a module stores, each tensor once, by its first name."""
+    first: dict[int, tuple[str, torch.Tensor]] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        first.setdefault(id(tensor), (name, tensor))
+    return list(first.values())
+
+
+def _size(module: nn.Module, dtype: str) -> tuple[int, int]:
+    """Return numbers and bytes; the numbers are those of parameters, the bytes those of buffers as well."""
+    tensors = [tensor for _, tensor in stored(module)]
+    size = sum(t.numel() * (DTYPE_BYTES[dtype] if t.is_floating_point() else t.element_size()) for t in tensors)
+    return sum(p.numel() for p in module.parameters()), size
 
 
 def _described(name: str, module: nn.Module, owners: Sequence[str], called: bool) -> Layer:
