@@ -133,7 +133,11 @@ def compressed(
                 put(name, apart.corrected(weight), inputs, partial(apart.shift, weight))
             done += 1
     progress("factorising", done, len(kernels))
-    return small
+    settled = small.settled(network, batches) if kernels else None
+    if settled is None:
+        return small
+    truth = [network.outputs(batch) for batch in batches]
+    return min((small, settled), key=lambda one: _mean_square(one, batches, truth))
 
 
 def _mean_square(network: Network | None, batches: Sequence[Batch], truth: Sequence[Array]) -> float:

@@ -11,8 +11,11 @@ from torch import nn
 from eckart.models._factored_layers import frozen
 from eckart.models._kernel import Kernel, Pads, multiplied
 
-__all__ = ["FactoredConvolution", "fill_", "kernel_of", "lowered", "weight_of"]
+__all__ = ["KERNELS", "FactoredConvolution", "fill_", "kernel_of", "lowered", "weight_of"]
 
+KERNELS = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
+)  # fmt: skip
 _PLAIN: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d

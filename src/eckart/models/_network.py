@@ -54,6 +54,11 @@ class Network(Protocol):
     def copy(self) -> Self:
         """Return a network whose layers can be replaced without touching this one; the weights are shared."""
 
+    def settled(self, dense: Self, batches: Sequence[Batch]) -> Self | None:
+        """Return the network with the statistics of its batch norms moved by what they read differently from those of
+        the dense one; None where it has none.
+        """
+
     def saved(self, path: Path, *, max_shard_bytes: int) -> contextlib.AbstractContextManager[Self]:
         """Write the network with its plan and give what was read back; it gets its path when the block is left without
         an error, and nothing is left of it otherwise.

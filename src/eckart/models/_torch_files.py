@@ -13,12 +13,13 @@ from torch import nn
 
 from eckart._files import dump_json, write_whole
 from eckart.errors import InputError, RankError
-from eckart.models._factored_convolutions import kernel_of
+from eckart.models._batch_norms import folded_places_, is_norm
+from eckart.models._factored_convolutions import KERNELS, kernel_of
 from eckart.models._kernel import Kernel, stages
 from eckart.models._safetensors import Checkpoint, open_checkpoint, read_array
 from eckart.models._safetensors._header import stored_dtype
 from eckart.models._safetensors._write import PendingTensor, write_sharded
-from eckart.models._torch_network import KERNELS, TorchNetwork, placeholder, stored, twin
+from eckart.models._torch_network import TorchNetwork, placeholder, stored, twin
 from eckart.models._untrusted import read_json
 
 __all__ = ["load", "save"]
@@ -32,8 +33,9 @@ def save(network: TorchNetwork, folder: Path, *, max_shard_bytes: int) -> int:
     files, index included. OutputError: see `write_sharded`.
     """
     layers = {name: {"format": form, "ranks": list(ranks)} for name, (form, ranks) in network.replaced.items()}
+    sidecar = {"schema": SCHEMA, "module": network.name, "folded": network.folded, "layers": layers}
     with write_whole(folder / SIDECAR) as file:
-        file.write(dump_json({"schema": SCHEMA, "module": network.name, "layers": layers}).encode())
+        file.write(dump_json(sidecar).encode())
     network.plan.save(folder / "eckart_plan.json")
     tensors = [_pending(name, tensor, network.plan.dtype) for name, tensor in stored(network.module)]
     return write_sharded(folder, tensors, stem="model", max_shard_bytes=max_shard_bytes)
@@ -62,6 +64,7 @@ def load(module: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
             f"{path / SIDECAR} has schema {written.get('schema')!r}, this Eckart reads {SCHEMA!r}", file=str(path)
         )
     made = twin(module)
+    _fold_(made, written.get("folded"), path)
     for name, option in written["layers"].items():
         old = dict(made.named_modules()).get(name)
         if not isinstance(old, KERNELS):
@@ -70,6 +73,17 @@ def load(module: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
         made.set_submodule(name, placeholder(kernel, _stages(kernel, option, name, path), like=old))
     _fill_(made, open_checkpoint(path), path)
     return made
+
+
+def _fold_(module: nn.Module, folded: Any, path: Path) -> None:
+    """Give a module the layers that its batch norms were folded into."""
+    modules = dict(module.named_modules())
+    if not isinstance(folded, dict):
+        raise InputError(f"the batch norms folded are {folded!r:.60}, which is no object", file=str(path))
+    for norm, layer in folded.items():
+        if not is_norm(modules.get(norm)) or type(modules.get(str(layer))) not in KERNELS:
+            raise InputError(f"{type(module).__name__} has no batch norm {norm} after a layer {layer}", file=str(path))
+    folded_places_(module, folded)
 
 
 def _stages(kernel: Kernel, option: Any, name: str, path: Path) -> tuple[Kernel, ...]:

@@ -16,17 +16,15 @@ from torch.nn.utils import parametrize
 
 from eckart._files import new_folder
 from eckart.errors import InputError, NumericalError
-from eckart.models._factored_convolutions import FactoredConvolution, fill_, kernel_of, weight_of
+from eckart.models._batch_norms import fold_, settle_, statistics
+from eckart.models._factored_convolutions import KERNELS, FactoredConvolution, fill_, kernel_of, weight_of
 from eckart.models._factored_layers import FactorPair
 from eckart.models._kernel import Kernel, stages, useful_forms
 from eckart.models._model import Layer, Weight
 from eckart.models._network import Batch, Visit
 from eckart.models._option import DTYPE_BYTES
 
-__all__ = ["KERNELS", "TorchNetwork", "placeholder", "stored", "twin"]
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-KERNELS = (nn.Linear, *_CONVOLUTIONS)
+__all__ = ["TorchNetwork", "placeholder", "stored", "twin"]
 
 
 class TorchNetwork:
@@ -46,6 +44,7 @@ class TorchNetwork:
         self.dtype = next(
             (str(t.dtype).removeprefix("torch.") for _, t in stored(module) if t.is_floating_point()), "float32"
         )
+        self.folded = fold_(self.module, lambda: self.outputs(example))
         self._layers = self._found(example)
 
     @property
@@ -162,6 +161,15 @@ class TorchNetwork:
     def copy(self) -> TorchNetwork:
         other = copy.copy(self)
         other.module, other.replaced = twin(self.module), dict(self.replaced)
+        return other
+
+    def settled(self, dense: TorchNetwork, batches: Sequence[Batch]) -> TorchNetwork | None:
+        runs = [[partial(one.outputs, batch) for batch in batches] for one in (dense, self)]
+        before, after = statistics(dense.module, runs[0]), statistics(self.module, runs[1])
+        if not before:
+            return None
+        other = self.copy()
+        settle_(other.module, before, after)
         return other
 
     def replace_(
