@@ -32,6 +32,7 @@ __all__ = ["Found", "compressed", "planned"]
 
 _N = TypeVar("_N", bound=Network)
 
+PROBES = 64  # examples that a change of the outputs is measured on
 GRAM_BYTES = 1 << 30  # of Grams that are in memory at once
 
 
@@ -64,7 +65,7 @@ def planned(
     names = [name for name, reason in reasons.items() if not reason]
     kernels = {name: _kernel(found[name]) for name in names}
     forms = {name: forms_on_offer(kernel) for name, kernel in kernels.items()}
-    truth = [network.outputs(batch) for batch in batches]
+    truth = _outputs(network, batches)
     lost: dict[str, dict[Form, float]] = {}
     outputs: dict[str, Sequence[Array] | None] = {}
     for some in _together(kernels):
@@ -142,11 +143,21 @@ def compressed(
 
 def _mean_square(network: Network | None, batches: Sequence[Batch], truth: Sequence[Array]) -> float:
     total = 0.0
-    for batch, y in zip(batches, truth, strict=True):
+    for batch, y in zip(batches, truth, strict=False):
         xp = array_namespace(y)
         apart = y if network is None else network.outputs(batch) - y
         total += float(xp.sum(xp.astype(apart, xp.float64) ** 2))
     return total / sum(int(y.shape[0]) * int(y.shape[1]) for y in truth)
+
+
+def _outputs(network: Network, batches: Sequence[Batch]) -> list[Array]:
+    """Return the outputs for the first batches, until these are PROBES examples."""
+    found: list[Array] = []
+    for batch in batches:
+        found.append(network.outputs(batch))
+        if sum(len(one) for one in found) >= PROBES:
+            break
+    return found
 
 
 def _changed_by(

@@ -178,6 +178,10 @@ class FactorPair(FactoredLayer):
         return self.up.weight @ self.down.weight
 
     @property
+    def bias(self) -> torch.Tensor | None:
+        return self.up.bias
+
+    @property
     def has_bias(self) -> bool:
         return self.up.bias is not None
 

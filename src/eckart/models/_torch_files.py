@@ -14,8 +14,10 @@ from torch import nn
 from eckart._files import dump_json, write_whole
 from eckart.errors import InputError, RankError
 from eckart.models._batch_norms import folded_places_, is_norm
+from eckart.models._composite import open_at_
 from eckart.models._factored_convolutions import KERNELS, kernel_of
 from eckart.models._kernel import Kernel, stages
+from eckart.models._recurrent import Recurrent
 from eckart.models._safetensors import Checkpoint, open_checkpoint, read_array
 from eckart.models._safetensors._header import stored_dtype
 from eckart.models._safetensors._write import PendingTensor, write_sharded
@@ -66,7 +68,15 @@ def load(module: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
     made = twin(module)
     _fold_(made, written.get("folded"), path)
     for name, option in written["layers"].items():
-        old = dict(made.named_modules()).get(name)
+        open_at_(made, name)
+        owner, _, leaf = name.rpartition(".")
+        modules = dict(made.named_modules())
+        recurrent = modules.get(owner)
+        if isinstance(recurrent, Recurrent) and leaf in recurrent.kernels():
+            (first, _) = _stages(recurrent.kernels()[leaf], option, name, path)
+            recurrent.put_(leaf, first.out, None, None)
+            continue
+        old = modules.get(name)
         if not isinstance(old, KERNELS):
             raise InputError(f"{type(module).__name__} has no layer {name} to be replaced", file=str(path))
         kernel = kernel_of(old)

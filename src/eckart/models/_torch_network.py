@@ -15,14 +15,16 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from eckart._files import new_folder
-from eckart.errors import InputError, NumericalError
+from eckart.errors import InputError, NumericalError, UsageError
 from eckart.models._batch_norms import fold_, settle_, statistics
+from eckart.models._composite import closed_, opened_
 from eckart.models._factored_convolutions import KERNELS, FactoredConvolution, fill_, kernel_of, weight_of
 from eckart.models._factored_layers import FactorPair
 from eckart.models._kernel import Kernel, stages, useful_forms
 from eckart.models._model import Layer, Weight
 from eckart.models._network import Batch, Visit
 from eckart.models._option import DTYPE_BYTES
+from eckart.models._recurrent import Recurrent
 
 __all__ = ["TorchNetwork", "placeholder", "stored", "twin"]
 
@@ -37,22 +39,31 @@ class TorchNetwork:
 
     def __init__(self, module: nn.Module, example: Batch) -> None:
         self.name, self.path, self._given, self._example = type(module).__name__, "", module, example
-        self.module = twin(module).eval()
+        if isinstance(module, (*KERNELS, nn.RNNBase, nn.MultiheadAttention)):
+            raise UsageError(f"{self.name} is a single layer, not a network of them", fix="nn.Sequential(layer)")
+        self._inner = twin(module).eval()
         self.replaced: dict[str, tuple[str, tuple[int, ...]]] = {}
         self.plan: Any = None
         self.measurement: Any = None
         self.dtype = next(
             (str(t.dtype).removeprefix("torch.") for _, t in stored(module) if t.is_floating_point()), "float32"
         )
-        self.folded = fold_(self.module, lambda: self.outputs(example))
+        opened_(self._inner, lambda: self.outputs(example))
+        self.folded = fold_(self._inner, lambda: self.outputs(example))
+        self._calls: dict[str, int] = {}  # of every layer in one run
         self._layers = self._found(example)
+
+    @property
+    def module(self) -> nn.Module:
+        """The network as a torch module, in which only what was factored is not torch's own."""
+        return closed_(twin(self._inner))
 
     @property
     def parameters(self) -> int:
         return self.size(self.dtype)[0]
 
     def size(self, dtype: str) -> tuple[int, int]:
-        return _size(self.module, dtype)
+        return _size(self._inner, dtype)
 
     def given(self, dtype: str) -> tuple[int, int]:
         return _size(self._given, dtype)
@@ -66,7 +77,7 @@ class TorchNetwork:
             yield TorchNetwork(load(self._given, folder), self._example)
 
     def weights(self) -> Iterator[Weight]:
-        for name, tensor in self.module.state_dict().items():
+        for name, tensor in self._inner.state_dict().items():
             dtype = str(tensor.dtype).removeprefix("torch.")
             yield Weight(name, tuple(tensor.shape), dtype, partial(_array, tensor))
 
@@ -74,35 +85,38 @@ class TorchNetwork:
         return self._layers
 
     def _found(self, example: Batch) -> dict[str, Layer]:
-        modules = {name: m for name, m in self.module.named_modules() if isinstance(m, KERNELS)}
-        if not modules:
-            raise InputError(f"{self.name} has no convolution and no linear layer")
+        every = dict(self._inner.named_modules())
+        modules = {name: m for name, m in every.items() if isinstance(m, (*KERNELS, Recurrent))}
         order: dict[str, None] = {}
         self._listen(modules, lambda name, x: order.setdefault(name), example)
-        owners: dict[int, list[str]] = {}
-        for name, m in modules.items():
-            owners.setdefault(id(m.weight), []).append(name)
         names = [*order, *(name for name in modules if name not in order)]
-        return {
-            name: _described(name, modules[name], owners[id(modules[name].weight)], name in order) for name in names
-        }
+        found = [layer for name in names for layer in _described(name, modules[name], every, name in order)]
+        if not found:
+            raise InputError(f"{self.name} has no convolution, no linear and no recurrent layer")
+        for layer in found:
+            self._calls[layer.name] = 0
+        self.read(example, list(self._calls), lambda name, x: self._calls.update({name: self._calls[name] + 1}))
+        return {layer.name: layer for layer in found}
 
     # Running it
 
     def run(self, batch: Batch) -> Any:
         """Return what the module returns for a tensor, for a tuple of arguments, or for arguments by name."""
-        home = next(self.module.parameters()).device
+        home, fast = next(self._inner.parameters()).device, torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)  # which would bypass the layers that are listened to
         try:
             if isinstance(batch, torch.Tensor):
-                return self.module(batch.to(home))
+                return self._inner(batch.to(home))
             if isinstance(batch, Mapping):
-                return self.module(**{name: _moved(value, home) for name, value in batch.items()})
-            return self.module(*(_moved(value, home) for value in batch))
+                return self._inner(**{name: _moved(value, home) for name, value in batch.items()})
+            return self._inner(*(_moved(value, home) for value in batch))
         except TypeError as error:
             raise InputError(
                 f"{self.name} cannot be called with a batch of data=: {error}",
                 fix="a batch is one tensor, a tuple of all arguments, or a dict of them; leave labels out",
             ) from error
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
 
     @torch.no_grad()
     def outputs(self, batch: Batch) -> torch.Tensor:
@@ -111,9 +125,36 @@ class TorchNetwork:
             raise NumericalError(f"the outputs of {self.name} are not finite on the data")
         return found
 
-    @torch.no_grad()
     def read(self, batch: Batch, names: Sequence[str], visit: Visit) -> None:
-        self._listen({name: self.module.get_submodule(name) for name in names}, visit, batch)
+        owners = {owner: self._inner.get_submodule(owner) for owner in {self._owner(name)[0] for name in names}}
+        recurrent = {owner: m for owner, m in owners.items() if isinstance(m, Recurrent)}
+        left = sum(self._calls[name] for name in names)
+
+        def visited(name: str, x: torch.Tensor) -> None:
+            nonlocal left
+            visit(name, x)
+            left -= 1
+            if left == 0:
+                raise _Enough
+
+        def take(owner: str, leaf: str, x: torch.Tensor) -> None:
+            if (name := f"{owner}.{leaf}") in names:
+                visited(name, x.detach())
+
+        for owner, m in recurrent.items():
+            m.visit = partial(take, owner)
+        try:
+            self._listen({name: owners[name] for name in names if name in owners}, visited, batch)
+        except _Enough:
+            pass
+        finally:
+            for m in recurrent.values():
+                m.visit = None
+
+    def _owner(self, name: str) -> tuple[str, str]:
+        """Return the name of the module that a layer belongs to, and its own within that, "" for the module itself."""
+        owner, _, leaf = name.rpartition(".")
+        return (owner, leaf) if isinstance(self._inner.get_submodule(owner), Recurrent) else (name, "")
 
     def _listen(self, modules: Mapping[str, nn.Module], visit: Visit, batch: Batch) -> None:
         handles = [
@@ -135,7 +176,7 @@ class TorchNetwork:
             output.register_hook(lambda g: visit(name, g.movedim(axes - 1, -1) if axes else g))
             return output
 
-        modules = [(name, self.module.get_submodule(name)) for name in names]
+        modules = [(name, self._inner.get_submodule(name)) for name in names if not self._owner(name)[1]]
         handles = [m.register_forward_hook(partial(listen, name)) for name, m in modules]
         draws = torch.Generator().manual_seed(seed)
         try:
@@ -154,22 +195,26 @@ class TorchNetwork:
     # Changing it
 
     def weight(self, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-        module = self.module.get_submodule(name)
+        owner, leaf = self._owner(name)
+        module = self._inner.get_submodule(owner)
+        if isinstance(module, Recurrent):
+            recurrent, own = module.matrix(leaf)
+            return recurrent.detach(), None if own is None else own.detach()
         bias = cast("torch.Tensor | None", module.bias)
         return weight_of(module).detach(), None if bias is None else bias.detach()
 
     def copy(self) -> TorchNetwork:
         other = copy.copy(self)
-        other.module, other.replaced = twin(self.module), dict(self.replaced)
+        other._inner, other.replaced = twin(self._inner), dict(self.replaced)
         return other
 
     def settled(self, dense: TorchNetwork, batches: Sequence[Batch]) -> TorchNetwork | None:
         runs = [[partial(one.outputs, batch) for batch in batches] for one in (dense, self)]
-        before, after = statistics(dense.module, runs[0]), statistics(self.module, runs[1])
+        before, after = statistics(dense._inner, runs[0]), statistics(self._inner, runs[1])
         if not before:
             return None
         other = self.copy()
-        settle_(other.module, before, after)
+        settle_(other._inner, before, after)
         return other
 
     def replace_(
@@ -180,14 +225,22 @@ class TorchNetwork:
         weights: Sequence[torch.Tensor],
         bias: torch.Tensor | None,
     ) -> None:
-        kernel, old = self._layers[name].kernel, self.module.get_submodule(name)
+        (owner, leaf), kernel = self._owner(name), self._layers[name].kernel
         assert kernel is not None
+        self.replaced[name] = form, tuple(ranks)
+        old = self._inner.get_submodule(owner)
+        if isinstance(old, Recurrent):
+            old.put_(leaf, ranks[0], weights, bias)
+            return
         new = placeholder(kernel, stages(kernel, form, ranks), like=old)
         parts = [new.down, new.up] if isinstance(new, FactorPair) else list(cast("Any", new).stages)
         for part, weight in zip(parts, weights, strict=True):
             fill_(part, weight, bias if part is parts[-1] else None)
-        self.module.set_submodule(name, new)
-        self.replaced[name] = form, tuple(ranks)
+        self._inner.set_submodule(name, new)
+
+
+class _Enough(Exception):
+    """Everything was seen that a network was run for, so that the rest need not run."""
 
 
 def placeholder(kernel: Kernel, chain: Sequence[Kernel], *, like: nn.Module) -> nn.Module:
@@ -213,22 +266,29 @@ def _size(module: nn.Module, dtype: str) -> tuple[int, int]:
     return sum(p.numel() for p in module.parameters()), size
 
 
-def _described(name: str, module: nn.Module, owners: Sequence[str], called: bool) -> Layer:
-    kernel, kept = kernel_of(module), ""
-    other = next((one for one in owners if one != name), None)
+def _described(name: str, module: nn.Module, every: Mapping[str, nn.Module], called: bool) -> list[Layer]:
+    """Return the layers that a module is: one, or those of a recurrent one."""
+    used = "" if called else "not called on the data"
+    if isinstance(module, Recurrent):
+        return [_layer(f"{name}.{leaf}", module.mode, kernel, used) for leaf, kernel in module.kernels().items()]
+    other = next(
+        (o for o, m in every.items() if o != name and isinstance(m, KERNELS) and m.weight is module.weight), None
+    )
     plain = next(one for one in KERNELS if isinstance(module, one))
+    kept = used
     if other is not None:
         kept = f"its weight is that of {other}"
     elif parametrize.is_parametrized(module) or not isinstance(module._parameters.get("weight"), nn.Parameter):
         kept = "its weight is computed from others (a parametrization)"
     elif type(module).forward is not plain.forward:
         kept = f"{type(module).__name__} has a forward of its own"
-    elif not called:
-        kept = "not called on the data"
-    elif not useful_forms(kernel):
+    return [_layer(name, type(module).__name__, kernel_of(module), kept)]
+
+
+def _layer(name: str, kind: str, kernel: Kernel, kept: str) -> Layer:
+    if not kept and not useful_forms(kernel):
         kept = "each output reads one channel: depthwise, or one number a patch"
-    columns, bias = kernel.columns, kernel.bias
-    return Layer(name, type(module).__name__, kernel.out, columns, bias, kept, (name,), kernel=kernel)
+    return Layer(name, kind, kernel.out, kernel.columns, kernel.bias, kept, (name,), kernel=kernel)
 
 
 def twin(module: nn.Module) -> nn.Module:
