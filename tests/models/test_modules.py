@@ -160,3 +160,20 @@ def test_a_folder_of_another_module_is_refused(small: Small, batches: list[torch
     sidecar.write_text(json.dumps({**value, "schema": "eckart.module/2"}))
     with pytest.raises(InputError, match="schema"):
         eckart.load(Small(), tmp_path / "out")
+
+
+def test_time_is_measured_and_what_saves_none_is_left(small: Small, batches: list[torch.Tensor]) -> None:
+    torch.manual_seed(4)
+    wide = nn.Sequential(nn.Linear(512, 1024), nn.ReLU(), nn.Linear(1024, 512), nn.Tanh(), nn.Linear(512, 8)).eval()
+    data = [torch.randn(256, 512) for _ in range(2)]
+    made = eckart.compress(wide, 0.7, data=data, cost="ms")
+    plan = made.plan
+    assert plan.timing.workload == "run"
+    assert plan.after_ms["run"] <= 0.7 * plan.timing.before_ms["run"] * (1 + 1e-9)
+    assert {"before_ms", "after_ms", "speedup"} == set(made.measurement)
+    for layer in plan.layers:
+        assert (layer.saved_ms is None) == (not layer.changes)
+        assert layer.saved_ms is None or layer.saved_ms["run"] > 0
+    assert eckart.Plan.from_json(plan.to_json()).after_ms == plan.after_ms
+    with pytest.raises(BudgetError, match="of the time"):
+        eckart.compress(small, 0.001, data=batches, cost="ms")

@@ -20,12 +20,13 @@ from eckart._compress._allocate import Choices, least_loss
 from eckart._compress._kernels import Form, Grams, factored, forms_on_offer, losses_of
 from eckart._compress._methods import INPUT_SHRINKAGE
 from eckart._compress._observe import drift, gram_bytes, observed
-from eckart._compress._plan import SQUARES, LayerPlan, Plan
+from eckart._compress._plan import SQUARES, LayerPlan, Plan, Timing
 from eckart._compress._ranks import budget_of, selected, smallest
 from eckart._compress._target import Target
 from eckart.models._kernel import Kernel, multiplied, stages
 from eckart.models._model import Layer, Progress
 from eckart.models._network import Batch, Network
+from eckart.models._network_times import Times, measured_times
 from eckart.models._option import Option, of_stages
 
 __all__ = ["Found", "compressed", "planned"]
@@ -86,10 +87,14 @@ def planned(
         for name, kernel in kernels.items()
     }
     losses = {name: np.array([0.0, *(lost[name][form] for form in forms[name])]) for name in names}
-    chosen = _chosen(network, offers, losses, target, dtype)
+    times = None
+    if target.cost == "ms":
+        times = measured_times(network, kernels, forms, progress)
+    chosen = _chosen(network, offers, losses, target, dtype, times)
     forms_chosen = {name: (option.format, option.ranks) for name, option in chosen.items() if option.ranks}
     made = tuple(
-        _layer_plan(layer, reasons[name], chosen.get(name), lost.get(name, {}), dtype) for name, layer in found.items()
+        _layer_plan(layer, reasons[name], chosen.get(name), lost.get(name, {}), dtype, times)
+        for name, layer in found.items()
     )
     params, size = (
         sum(getattr(offers[name][0], unit) - getattr(option, unit) for name, option in chosen.items())
@@ -100,6 +105,7 @@ def planned(
         seed=seed, unit=SQUARES, layers=made, parameters_before=network.given(dtype)[0],
         parameters_after=network.size(dtype)[0] - params, bytes_before=network.given(dtype)[1],
         bytes_after=network.size(dtype)[1] - size, size=target.size, max_loss_increase=target.loss, cost=target.cost,
+        timing=None if times is None else Timing("run", 0, {"run": times.whole}, network.machine()),
     )  # fmt: skip
     return Found(plan, forms_chosen, {name: outputs[name] for name in forms_chosen})
 
@@ -203,10 +209,13 @@ def _chosen(
     losses: Mapping[str, np.ndarray[Any, np.dtype[np.float64]]],
     target: Target,
     dtype: str,
+    times: Times | None,
 ) -> dict[str, Option]:
     """Return the option of every layer; BudgetError: the smallest are too large."""
 
     def price(name: str, option: Option) -> float:
+        if times is not None:
+            return times.price(name, (option.format, option.ranks))
         return option.params if target.cost == "params" else option.bytes
 
     costs = {
@@ -215,25 +224,31 @@ def _chosen(
     if target.loss is not None:
         turned = {name: Choices(losses[name], costs[name]) for name in offers}
         return {name: offers[name][i] for name, i in least_loss(turned, target.loss).items()}
-    counted = ("params", "bytes").index(target.cost)
-    given, whole = network.given(dtype)[counted], network.size(dtype)[counted]
     saved = sum(price(name, some[0]) - price(name, smallest(offers, price)[name]) for name, some in offers.items())
-    allowed = target.size if target.size is not None else int((target.keep or 0) * given)
     asked = f"keep = {target.keep:g}" if target.size is None else f"size = {target.size:,}"
-    unit = ("parameters", "bytes")[counted]
-    budget = budget_of(offers, whole, whole - saved, allowed, price, asked, unit)
+    if times is not None:
+        budget = budget_of(offers, 1, 1 - saved, target.keep or 0.0, price, asked, "of the time")
+    else:
+        counted = ("params", "bytes").index(target.cost)
+        given, whole = network.given(dtype)[counted], network.size(dtype)[counted]
+        allowed = target.size if target.size is not None else int((target.keep or 0) * given)
+        budget = budget_of(offers, whole, whole - saved, allowed, price, asked, ("parameters", "bytes")[counted])
     known = {name: Choices(costs[name], losses[name]) for name in offers}
     return {name: offers[name][i] for name, i in least_loss(known, budget).items()}
 
 
-def _layer_plan(layer: Layer, reason: str, option: Option | None, lost: Mapping[Form, float], dtype: str) -> LayerPlan:
+def _layer_plan(
+    layer: Layer, reason: str, option: Option | None, lost: Mapping[Form, float], dtype: str, times: Times | None
+) -> LayerPlan:
     kernel = _kernel(layer)
     dense = _dense(kernel, dtype)
     made = LayerPlan(layer.name, layer.rows, layer.columns, layer.bias, option or dense, dense, kernel=kernel)
     if option is None or not option.ranks:
         return replace(made, loss_increase=0.0, relative_error=0.0, kept=reason)
-    more, whole = lost[option.format, option.ranks], lost["", ()]
-    return replace(made, loss_increase=more, relative_error=(more / whole) ** 0.5 if whole > 0 else 0.0)
+    form = option.format, option.ranks
+    saved = None if times is None else {"run": times.saved(layer.name, form)}
+    error = (lost[form] / lost["", ()]) ** 0.5 if lost["", ()] > 0 else 0.0
+    return replace(made, loss_increase=lost[form], relative_error=error, saved_ms=saved)
 
 
 def _kernel(layer: Layer) -> Kernel:

@@ -13,10 +13,9 @@ from eckart._arrays import Array
 from eckart._convolutions import spatial, tucker
 from eckart._factorise import truncation
 from eckart.models._kernel import Kernel, largest_ranks, stages, useful_forms, weights_of
+from eckart.models._network_times import Form
 
 __all__ = ["Form", "Grams", "factored", "forms_on_offer", "losses_of"]
-
-Form = tuple[str, tuple[int, ...]]  # a format and its ranks
 
 INNER_RANKS = 8  # of the input channels in "tucker", each a least squares of its own
 TILE = 8  # what ranks are multiples of, where there are enough: matrix products of other sizes waste part of a register

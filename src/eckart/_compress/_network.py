@@ -15,6 +15,7 @@ from eckart._files import refuse_existing
 from eckart.errors import EckartError, UsageError
 from eckart.models._model import Progress, silent
 from eckart.models._network import Batch, Network
+from eckart.models._network_times import speed_of
 from eckart.models._networks import batches_in, is_network, open_network, what
 from eckart.models._option import DTYPE_BYTES
 from eckart.models._safetensors import parse_size
@@ -80,6 +81,8 @@ def compress_network(
     )  # fmt: skip
     small = compressed(network, batches, found, correct=correct is not False, seed=seed, progress=progress)
     small.plan = found.plan
+    if found.plan.timing is not None:
+        small.measurement = speed_of(network, small)
     if out is not None:
         progress("saving", 0, 1)
         with small.saved(Path(out), max_shard_bytes=parse_size(max_shard_size)) as again:
@@ -102,8 +105,6 @@ def _prepared(
     seed: int,
 ) -> tuple[Network, Sequence[Batch], Found]:
     target = as_target(keep, size, max_loss_increase, cost, "auto")
-    if target.cost == "ms":
-        raise UsageError(f"the time of {what(model)} is not measured yet", fix="cost='params' or cost='bytes'")
     batches = batches_in(data, model)
     network = open_network(model, batches[0])
     if (dtype or network.dtype) not in DTYPE_BYTES:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,16 +29,13 @@ from eckart.models._option import Option, group_sizes, largest_useful_rank
 from eckart.models._speed import PROMPT, SpeedSettings, now, seconds
 from eckart.models._table import tied_head
 from eckart.models._timings import RANK_TILE, Shape, Store, Timings
+from eckart.models._turns import AGREEMENT, READINGS, agreed
 
 __all__ = ["Latency", "measured_latency"]
 
 GRID = 12  # ranks timed of a format, at most; between them time is linear
 POOL_BYTES = 256 << 20  # that weights are taken from in turn; of 100 MB some stays in a cache, 600 MB change nothing
-PERCENTILE = 0.1
-AGREEMENT = 0.05  # by which two readings may differ
-READINGS = 6  # at most; what does not agree by then counts with the second lowest
 PASSES = 8  # of the model in a reading
-READING_SECONDS = 0.02  # of one alternative in a reading, on average, within 5 to 60 calls
 LEAST_GAIN = 0.05  # of a layer's time; less is none
 
 
@@ -246,7 +242,8 @@ def _time_layers(
     pool = _Pool(next(model.module.parameters()), max(shape.rows * shape.columns for shape, _ in todo))
     for i, ((shape, t), some) in enumerate(todo.items()):
         progress("timing layers", i, len(todo))
-        found = _agreed(_alternatives(shape, t, some, pool))
+        with torch.no_grad():
+            found = agreed(_alternatives(shape, t, some, pool))
         for form in some:
             known[shape.called(form, t)] = _rising({k: 1000 * s for (f, k), s in found.items() if f == form})
         store.write()
@@ -319,22 +316,3 @@ def _call(module: nn.Module, x: torch.Tensor, pool: _Pool) -> Callable[[], float
         return seconds(lambda: module(x))
 
     return call
-
-
-@torch.no_grad()
-def _agreed(calls: Mapping[Any, Callable[[], float]]) -> dict[Any, float]:
-    """Return the time of each: the larger of its two lowest readings, which agree unless READINGS were not enough."""
-    order, draw = list(calls), random.Random(0)
-    turns = min(60, max(5, int(READING_SECONDS * len(calls) / sum(call() for call in calls.values()))))
-    readings: dict[Any, list[float]] = {name: [] for name in calls}
-    for reading in range(READINGS):
-        taken: dict[Any, list[float]] = {name: [] for name in calls}
-        for _ in range(turns):
-            draw.shuffle(order)
-            for name in order:
-                taken[name].append(calls[name]())
-        for name, some in taken.items():
-            readings[name] = sorted([*readings[name], float(np.quantile(some, PERCENTILE, method="lower"))])
-        if reading and all(some[1] <= (1 + AGREEMENT) * some[0] for some in readings.values()):
-            break
-    return {name: some[1] for name, some in readings.items()}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 from eckart._arrays import Array
+from eckart.models._kernel import Kernel
 from eckart.models._model import Layer
 
 __all__ = ["Batch", "Network", "Visit"]
@@ -50,6 +51,17 @@ class Network(Protocol):
         """Run a batch, and visit the gradient in the output of every call of these layers, channels last, of a random
         sum of the outputs of each example, with weights of mean square 1 / numbers.
         """
+
+    def machine(self) -> str:
+        """Return what times are of: processor, threads and software."""
+
+    def timer(self, name: str = "", chain: Sequence[Kernel] = ()) -> Callable[[], float]:
+        """Return what times one run of the example, in seconds: of the network, or of a layer alone, as it is or with
+        a chain of kernels of any values in its place.
+        """
+
+    def timed_as(self, name: str) -> Hashable:
+        """Return what the time of a layer depends on: of two layers with the same one is timed."""
 
     def copy(self) -> Self:
         """Return a network whose layers can be replaced without touching this one; the weights are shared."""

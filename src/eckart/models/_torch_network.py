@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +26,7 @@ from eckart.models._model import Layer, Weight
 from eckart.models._network import Batch, Visit
 from eckart.models._option import DTYPE_BYTES
 from eckart.models._recurrent import Recurrent
+from eckart.models._timings import processor
 
 __all__ = ["TorchNetwork", "placeholder", "stored", "twin"]
 
@@ -51,6 +53,7 @@ class TorchNetwork:
         opened_(self._inner, lambda: self.outputs(example))
         self.folded = fold_(self._inner, lambda: self.outputs(example))
         self._calls: dict[str, int] = {}  # of every layer in one run
+        self._shapes: dict[str, list[tuple[int, ...]]] = {}  # of what it reads in each
         self._layers = self._found(example)
 
     @property
@@ -95,14 +98,19 @@ class TorchNetwork:
             raise InputError(f"{self.name} has no convolution, no linear and no recurrent layer")
         for layer in found:
             self._calls[layer.name] = 0
-        self.read(example, list(self._calls), lambda name, x: self._calls.update({name: self._calls[name] + 1}))
+
+        def note(name: str, x: torch.Tensor) -> None:
+            self._calls[name] += 1
+            self._shapes.setdefault(name, []).append(tuple(x.shape))
+
+        self.read(example, list(self._calls), note)
         return {layer.name: layer for layer in found}
 
     # Running it
 
     def run(self, batch: Batch) -> Any:
         """Return what the module returns for a tensor, for a tuple of arguments, or for arguments by name."""
-        home, fast = next(self._inner.parameters()).device, torch.backends.mha.get_fastpath_enabled()
+        home, fast = self._device, torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)  # which would bypass the layers that are listened to
         try:
             if isinstance(batch, torch.Tensor):
@@ -192,6 +200,43 @@ class TorchNetwork:
             for handle in handles:
                 handle.remove()
 
+    # Timing it
+
+    def machine(self) -> str:
+        threads, where = torch.get_num_threads(), f", {self._device}" if self._device.type != "cpu" else ""
+        return f"{processor()}; {threads} threads; torch {torch.__version__}{where}"
+
+    def timer(self, name: str = "", chain: Sequence[Kernel] = ()) -> Callable[[], float]:
+        if not name:
+            return partial(_seconds, partial(self.run, self._example), self._device)
+        owner, leaf = self._owner(name)
+        old = module = self._inner.get_submodule(owner)
+        if isinstance(old, Recurrent):
+            module = twin(old)
+            if chain:
+                cast("Recurrent", module).put_(leaf, chain[0].out, None, None)
+            shapes = self._shapes[f"{owner}.ih_l0"]
+        else:
+            kernel = self._layers[name].kernel
+            assert kernel is not None
+            module = placeholder(kernel, chain, like=old) if chain else old
+            shapes = self._shapes[name]
+        for parameter in module.parameters() if chain else ():
+            nn.init.normal_(parameter, std=0.01)  # what was in that memory could be denormal, and slow
+        inputs = [torch.randn(shape, device=self._device, dtype=weight_type(module)) for shape in shapes]
+        return partial(_seconds, lambda: [module(x) for x in inputs], self._device)
+
+    def timed_as(self, name: str) -> Hashable:
+        owner, leaf = self._owner(name)
+        module = self._inner.get_submodule(owner)
+        if isinstance(module, Recurrent):
+            return str(module.kernels()), leaf, tuple(self._shapes[f"{owner}.ih_l0"])
+        return self._layers[name].kernel, tuple(self._shapes[name])
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self._inner.parameters()).device
+
     # Changing it
 
     def weight(self, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -237,6 +282,20 @@ class TorchNetwork:
         for part, weight in zip(parts, weights, strict=True):
             fill_(part, weight, bias if part is parts[-1] else None)
         self._inner.set_submodule(name, new)
+
+
+@torch.no_grad()
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Return how long a call takes, on a GPU until its work is done."""
+    start = time.perf_counter()
+    call()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter() - start
+
+
+def weight_type(module: nn.Module) -> torch.dtype:
+    return next(p.dtype for p in module.parameters() if p.is_floating_point())
 
 
 class _Enough(Exception):
