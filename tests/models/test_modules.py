@@ -177,3 +177,34 @@ def test_time_is_measured_and_what_saves_none_is_left(small: Small, batches: lis
     assert eckart.Plan.from_json(plan.to_json()).after_ms == plan.after_ms
     with pytest.raises(BudgetError, match="of the time"):
         eckart.compress(small, 0.001, data=batches, cost="ms")
+
+
+def test_a_plan_is_saved_edited_and_carried_out(small: Small, batches: list[torch.Tensor], tmp_path: Path) -> None:
+    plan = eckart.plan(small, 0.6, data=batches)
+    plan.save(tmp_path / "plan.json")
+    assert eckart.Plan.load(tmp_path / "plan.json") == plan
+    same = eckart.compress(small, plan=tmp_path / "plan.json", data=batches)
+    made = eckart.compress(small, 0.6, data=batches)
+    assert same.replaced == made.replaced
+    torch.testing.assert_close(same.module(batches[0]), made.module(batches[0]))
+    forms = {layer.option.format for layer in plan.layers}
+    assert forms >= {"dense", "pair"}
+    edited = plan.with_rank("twice", 3).with_rank("stem", None)
+    edited.save(tmp_path / "edited.json")
+    changed = eckart.compress(small, plan=edited, data=batches, out=tmp_path / "out")
+    assert changed.replaced["twice"][1] == ((3, 3) if changed.replaced["twice"][0] == "tucker" else (3,))
+    assert "stem" not in changed.replaced
+    assert changed.parameters == changed.plan.parameters_after == edited.parameters_after
+    with pytest.raises(UsageError, match="another network"):
+        eckart.compress(nn.Sequential(nn.Conv2d(3, 16, 3)), plan=plan, data=batches)
+    with pytest.raises(UsageError, match="plan= says"):
+        eckart.compress(small, 0.5, plan=plan, data=batches)
+    value = json.loads((tmp_path / "plan.json").read_text())
+    for kernel in (
+        {"out": 1},
+        {**value["layers"][0]["kernel"], "groups": 5},
+        {**value["layers"][0]["kernel"], "size": 3},
+    ):
+        value["layers"][0]["kernel"] = kernel
+        with pytest.raises(InputError, match="kernel"):
+            eckart.Plan.from_json(value)

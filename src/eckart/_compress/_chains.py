@@ -8,7 +8,7 @@ the factor between the two is measured for each layer at one rank, by running th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -19,31 +19,23 @@ from eckart._arrays import Array
 from eckart._compress._allocate import Choices, least_loss
 from eckart._compress._kernels import Form, Grams, factored, forms_on_offer, losses_of
 from eckart._compress._methods import INPUT_SHRINKAGE
-from eckart._compress._observe import drift, gram_bytes, observed
+from eckart._compress._observe import drift, gram_bytes, observed, pulled
 from eckart._compress._plan import SQUARES, LayerPlan, Plan, Timing
 from eckart._compress._ranks import budget_of, selected, smallest
 from eckart._compress._target import Target
+from eckart.errors import UsageError
 from eckart.models._kernel import Kernel, multiplied, stages
 from eckart.models._model import Layer, Progress
 from eckart.models._network import Batch, Network
 from eckart.models._network_times import Times, measured_times
 from eckart.models._option import Option, of_stages
 
-__all__ = ["Found", "compressed", "planned"]
+__all__ = ["compressed", "planned"]
 
 _N = TypeVar("_N", bound=Network)
 
 PROBES = 64  # examples that a change of the outputs is measured on
 GRAM_BYTES = 1 << 30  # of Grams that are in memory at once
-
-
-@dataclass(frozen=True)
-class Found:
-    """A plan, and what carrying it out needs besides: the metric of the outputs of every layer that is factored."""
-
-    plan: Plan
-    forms: Mapping[str, Form]
-    outputs: Mapping[str, Sequence[Array] | None]
 
 
 def planned(
@@ -55,7 +47,7 @@ def planned(
     dtype: str,
     seed: int,
     progress: Progress,
-) -> Found:
+) -> Plan:
     """Return what every layer becomes such that the outputs change least within the target.
 
     Only the Grams of some layers, GRAM_BYTES together, are in memory at once, so that a network of many kernels is run
@@ -68,15 +60,14 @@ def planned(
     forms = {name: forms_on_offer(kernel) for name, kernel in kernels.items()}
     truth = _outputs(network, batches)
     lost: dict[str, dict[Form, float]] = {}
-    outputs: dict[str, Sequence[Array] | None] = {}
     for some in _together(kernels):
-        seen = observed(network, batches, some, seed, gradients=network.gradients)
+        seen = observed(network, batches, some, seed)
         for name, kernel in some.items():
             progress("measuring layers", len(lost), len(names))
             grams = seen.pop(name).grams()
             weight, _ = network.weight(name)
             known = losses_of(kernel, weight, grams, forms[name])
-            outputs[name], lost[name] = grams.outputs, {}
+            lost[name] = {}
             if (trial := _middle(kernel, forms[name])) is not None:
                 change = _changed_by(network, batches, truth, name, trial, grams)
                 scale = change / known[trial] if known[trial] > 0 else 0.0
@@ -91,7 +82,6 @@ def planned(
     if target.cost == "ms":
         times = measured_times(network, kernels, forms, progress)
     chosen = _chosen(network, offers, losses, target, dtype, times)
-    forms_chosen = {name: (option.format, option.ranks) for name, option in chosen.items() if option.ranks}
     made = tuple(
         _layer_plan(layer, reasons[name], chosen.get(name), lost.get(name, {}), dtype, times)
         for name, layer in found.items()
@@ -100,31 +90,51 @@ def planned(
         sum(getattr(offers[name][0], unit) - getattr(option, unit) for name, option in chosen.items())
         for unit in ("params", "bytes")
     )
-    plan = Plan(
+    return Plan(
         model=network.name, method="two-sided" if network.gradients else "input", keep=target.keep, dtype=dtype,
         seed=seed, unit=SQUARES, layers=made, parameters_before=network.given(dtype)[0],
         parameters_after=network.size(dtype)[0] - params, bytes_before=network.given(dtype)[1],
         bytes_after=network.size(dtype)[1] - size, size=target.size, max_loss_increase=target.loss, cost=target.cost,
         timing=None if times is None else Timing("run", 0, {"run": times.whole}, network.machine()),
     )  # fmt: skip
-    return Found(plan, forms_chosen, {name: outputs[name] for name in forms_chosen})
+
+
+def check_plan(plan: Plan, network: Network) -> Plan:
+    """Return a plan with the totals that it has here; UsageError: it was made for another network."""
+    layers, params, size = network.layers(), *network.size(plan.dtype)
+    for planned in plan.layers:
+        layer = layers.get(planned.name)
+        if layer is None or layer.kernel != planned.kernel:
+            raise UsageError(
+                f"the plan was made for another network: {planned.name} is {planned.kernel} there and "
+                + (f"{layer.kernel} here" if layer else "not here"),
+                fix="make a plan of this network with eckart.plan",
+            )
+        if planned.changes and layer.kept:
+            raise UsageError(f"{planned.name} cannot be factored: {layer.kept}", fix="make it dense in the plan")
+        params += planned.option.params - planned.dense.params
+        size += planned.option.bytes - planned.dense.bytes
+    return replace(plan, parameters_after=params, bytes_after=size)
 
 
 def compressed(
-    network: _N, batches: Sequence[Batch], found: Found, *, correct: bool, seed: int, progress: Progress
+    network: _N, batches: Sequence[Batch], plan: Plan, *, correct: bool, seed: int, progress: Progress
 ) -> _N:
     """Return the network with the plan's forms in place of its kernels, each the best for what it reads.
 
     correct: whether that is what the layers before it let through once they are compressed; else what it was.
     """
-    small, kernels = network.copy(), {name: _kernel(network.layers()[name]) for name in found.forms}
+    layers = network.layers()
+    forms = {name: (plan.options[name].format, plan.options[name].ranks) for name in layers if name in plan.options}
+    small, kernels = network.copy(), {name: _kernel(layers[name]) for name in forms}
+    outputs = {name: seen.grams().outputs for name, seen in pulled(network, batches, kernels, seed).items()}
 
     def put(name: str, weight: Array, inputs: Sequence[Array], shift: Callable[[Array], Array] | None = None) -> None:
         kernel, (_, bias) = kernels[name], network.weight(name)
-        weights = factored(kernel, weight, Grams(inputs, found.outputs[name]), found.forms[name])
+        weights = factored(kernel, weight, Grams(inputs, outputs[name]), forms[name])
         if bias is not None and shift is not None:
             bias = bias + array_namespace(bias).astype(shift(multiplied(kernel, weights)), bias.dtype)
-        small.replace_(name, *found.forms[name], weights, bias)
+        small.replace_(name, *forms[name], weights, bias)
 
     done = 0
     for some in [{name: kernels[name]} for name in kernels] if correct else _together(kernels):

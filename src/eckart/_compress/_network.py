@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eckart._compress._chains import Found, compressed, planned
+from eckart._compress._chains import check_plan, compressed, planned
 from eckart._compress._plan import Plan
 from eckart._compress._target import as_target
 from eckart._files import refuse_existing
@@ -50,8 +50,11 @@ def plan_network(
     seed: int,
 ) -> Plan:
     """Return what `compress_network` would do."""
-    _, _, found = _prepared(model, keep, size, max_loss_increase, cost, data, layers, dtype, progress or silent, seed)
-    return found.plan
+    target = as_target(keep, size, max_loss_increase, cost, "auto")
+    network, batches = _opened(model, data, dtype)
+    return planned(
+        network, batches, target, layers=layers, dtype=dtype or network.dtype, seed=seed, progress=progress or silent
+    )
 
 
 def compress_network(
@@ -60,6 +63,7 @@ def compress_network(
     size: str | int | None,
     max_loss_increase: float | None,
     cost: str,
+    plan: Plan | str | os.PathLike[str] | None,
     data: Any,
     correct: bool | None,
     layers: str | Sequence[str],
@@ -76,12 +80,24 @@ def compress_network(
     progress = progress or silent
     if out is not None:
         refuse_existing(Path(out))
-    network, batches, found = _prepared(
-        model, keep, size, max_loss_increase, cost, data, layers, dtype, progress, seed
-    )  # fmt: skip
-    small = compressed(network, batches, found, correct=correct is not False, seed=seed, progress=progress)
-    small.plan = found.plan
-    if found.plan.timing is not None:
+    if plan is None:
+        target = as_target(keep, size, max_loss_increase, cost, "auto")
+        network, batches = _opened(model, data, dtype)
+        plan = planned(
+            network, batches, target, layers=layers, dtype=dtype or network.dtype, seed=seed, progress=progress
+        )
+    else:
+        if (keep, size, max_loss_increase, cost, layers, dtype) != (None, None, None, "params", "*", None):
+            raise UsageError(
+                "plan= says what every layer becomes, so keep=, size=, max_loss_increase=, cost=, layers= and dtype= "
+                "cannot be given with it"
+            )
+        plan = plan if isinstance(plan, Plan) else Plan.load(os.fspath(plan))
+        network, batches = _opened(model, data, plan.dtype)
+        plan = check_plan(plan, network)
+    small = compressed(network, batches, plan, correct=correct is not False, seed=seed, progress=progress)
+    small.plan = plan
+    if plan.timing is not None:
         small.measurement = speed_of(network, small)
     if out is not None:
         progress("saving", 0, 1)
@@ -92,27 +108,12 @@ def compress_network(
     return small
 
 
-def _prepared(
-    model: Any,
-    keep: float | None,
-    size: str | int | None,
-    max_loss_increase: float | None,
-    cost: str,
-    data: Any,
-    layers: str | Sequence[str],
-    dtype: str | None,
-    progress: Progress,
-    seed: int,
-) -> tuple[Network, Sequence[Batch], Found]:
-    target = as_target(keep, size, max_loss_increase, cost, "auto")
+def _opened(model: Any, data: Any, dtype: str | None) -> tuple[Network, Sequence[Batch]]:
     batches = batches_in(data, model)
     network = open_network(model, batches[0])
     if (dtype or network.dtype) not in DTYPE_BYTES:
         raise UsageError(f"dtype {dtype!r} is not known here", fix=f"one of {', '.join(DTYPE_BYTES)}")
-    found = planned(
-        network, batches, target, layers=layers, dtype=dtype or network.dtype, seed=seed, progress=progress
-    )  # fmt: skip
-    return network, batches, found
+    return network, batches
 
 
 def _check_reloaded(small: Network, again: Network, batch: Batch) -> None:

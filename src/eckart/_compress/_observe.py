@@ -7,7 +7,7 @@ two networks with the same layer are asked about the same places.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from eckart._factorise import TOKENS_PER_PRODUCT, Gram
 from eckart.models._kernel import Kernel, patches
 from eckart.models._network import Batch, Network
 
-__all__ = ["Drift", "Seen", "drift", "gram_bytes", "observed"]
+__all__ = ["Drift", "Seen", "drift", "gram_bytes", "observed", "pulled"]
 
 PATCHES = 4096  # that a Gram is summed over, at least
 PATCHES_A_COLUMN = 2  # and, if these are more, so many times its columns
@@ -46,33 +46,44 @@ class Seen:
 
 
 def observed(
-    network: Network, batches: Sequence[Batch], kernels: dict[str, Kernel], seed: int, *, gradients: bool
+    network: Network, batches: Sequence[Batch], kernels: Mapping[str, Kernel], seed: int, *, gradients: bool = True
 ) -> dict[str, Seen]:
-    """Return what was seen of these layers when every batch was run."""
-    seen = {name: Seen() for name in kernels}
-
-    def add(grams: list[Gram], groups: Array) -> None:
-        if not grams:
-            xp = array_namespace(groups)
-            grams += [Gram(groups.shape[2], device(groups), xp=xp) for _ in range(groups.shape[1])]
-        for i, gram in enumerate(grams):
-            gram.add(groups[:, i])
-
+    """Return what was seen of these layers when every batch was run. gradients: those of the outputs, too, where the
+    network has them.
+    """
+    seen = pulled(network, batches, kernels if gradients else {}, seed) or {name: Seen() for name in kernels}
     for i, batch in enumerate(batches):
         places = _Places(seed, i, len(batches))
 
         def take(name: str, x: Array, places: _Places = places) -> None:
-            add(seen[name].inputs, places.patches(name, kernels[name], x))
-
-        def take_gradient(name: str, g: Array, places: _Places = places) -> None:
-            kernel = kernels[name]
-            rows = places.rows(name, kernel, g.reshape(-1, g.shape[-1]))
-            add(seen[name].outputs, rows.reshape(-1, kernel.groups, kernel.out // kernel.groups))
+            _add(seen[name].inputs, places.patches(name, kernels[name], x))
 
         network.read(batch, list(kernels), take)
-        if gradients:
-            network.pulled(batch, list(kernels), take_gradient, seed + i)
     return seen
+
+
+def pulled(network: Network, batches: Sequence[Batch], kernels: Mapping[str, Kernel], seed: int) -> dict[str, Seen]:
+    """Return the gradients that were seen in the outputs of these layers; none where a network has none."""
+    seen = {name: Seen() for name in kernels}
+    for i, batch in enumerate(batches if kernels and network.gradients else ()):
+        places = _Places(seed, i, len(batches))
+
+        def take(name: str, g: Array, places: _Places = places) -> None:
+            kernel = kernels[name]
+            rows = places.rows(name, kernel, g.reshape(-1, g.shape[-1]))
+            _add(seen[name].outputs, rows.reshape(-1, kernel.groups, kernel.out // kernel.groups))
+
+        network.pulled(batch, list(kernels), take, seed + i)
+    return seen
+
+
+def _add(grams: list[Gram], groups: Array) -> None:
+    """Add rows, (rows, groups, columns), to one Gram a group."""
+    if not grams:
+        xp = array_namespace(groups)
+        grams += [Gram(groups.shape[2], device(groups), xp=xp) for _ in range(groups.shape[1])]
+    for i, gram in enumerate(grams):
+        gram.add(groups[:, i])
 
 
 class _Places:

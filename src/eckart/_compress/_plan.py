@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from eckart._files import dump_json, write_whole
 from eckart.errors import InputError, UsageError
-from eckart.models._kernel import Kernel
-from eckart.models._option import Option, dense, factored, group_sizes, grouped, read_option, shared
+from eckart.models._kernel import Kernel, kernel_from_json, stages
+from eckart.models._option import Option, dense, factored, group_sizes, grouped, of_stages, read_option, shared
 
 __all__ = ["ADDITIVE_UNITS", "NATS", "SQUARES", "LayerPlan", "Plan", "Timing"]
 
@@ -265,6 +265,10 @@ def _at_rank(layer: LayerPlan, k: int | None) -> Option:
     rows, columns, bias, form, dtype = layer.rows, layer.columns, layer.bias, layer.option.format, layer.option.dtype
     if k is None:
         return layer.dense
+    if layer.kernel is not None:
+        form = "pair" if form == "dense" else form
+        ranks = [k] if form != "tucker" else [min(k, layer.kernel.into), min(k, rows)]
+        return of_stages(form, ranks, dtype, stages(layer.kernel, form, ranks))
     if layer.table:
         return grouped(rows, columns, bias, dtype, [k] * len(group_sizes(rows)))
     if form == "shared":
@@ -301,13 +305,15 @@ def _layer_to_json(layer: LayerPlan) -> dict[str, Any]:
         "loss_increase": layer.loss_increase,
         "relative_error": layer.relative_error,
         "saved_ms": None if layer.saved_ms is None else dict(layer.saved_ms),
+        "kernel": None if layer.kernel is None else asdict(layer.kernel),
     }
 
 
 def _layer_from_json(value: Mapping[str, Any], dtype: str) -> tuple[LayerPlan, Mapping[str, Any]]:
     """Return the layer, and what was written of it; an edited rank or type loses its prediction. dtype: the plan's."""
     rows, columns, bias = int(value["rows"]), int(value["columns"]), bool(value["bias"])
-    option = read_option(value["option"], rows, columns, bias)
+    kernel = None if value.get("kernel") is None else kernel_from_json(value["kernel"])
+    option = read_option(value["option"], rows, columns, bias, kernel)
     edited = (list(option.ranks), option.dtype) != (value["planned_ranks"], value["planned_dtype"])
     saved = None if option.params != value["params"] else value.get("saved_ms")  # params: its format was edited
     layer = LayerPlan(
@@ -316,7 +322,8 @@ def _layer_from_json(value: Mapping[str, Any], dtype: str) -> tuple[LayerPlan, M
         columns=columns,
         bias=bias,
         option=option,
-        dense=dense(rows, columns, bias, dtype),
+        dense=dense(rows, columns, bias, dtype) if kernel is None else of_stages("dense", (), dtype, [kernel]),
+        kernel=kernel,
         loss_increase=value["loss_increase"],
         relative_error=value["relative_error"],
         kept=str(value["kept"]),

@@ -17,9 +17,18 @@ import numpy as np
 from array_api_compat import array_namespace, device
 
 from eckart._arrays import Array
-from eckart.errors import RankError
+from eckart.errors import InputError, RankError
 
-__all__ = ["Kernel", "largest_ranks", "multiplied", "patches", "stages", "useful_forms", "weights_of"]
+__all__ = [
+    "Kernel",
+    "kernel_from_json",
+    "largest_ranks",
+    "multiplied",
+    "patches",
+    "stages",
+    "useful_forms",
+    "weights_of",
+]
 
 Pads = tuple[tuple[int, int], ...]
 
@@ -90,6 +99,21 @@ class Kernel:
             for name in ("size", "stride", "padding", "dilation")
         }  # fmt: skip
         return replace(self, **taken, **changes)
+
+
+def kernel_from_json(value: Any) -> Kernel:
+    """Return the kernel whose fields JSON gives, lists for tuples; InputError: they are none."""
+    try:
+        axes: dict[str, Any] = {name: tuple(map(int, value[name])) for name in ("size", "stride", "dilation")}
+        padding = tuple((int(before), int(after)) for before, after in value["padding"])
+        numbers: dict[str, Any] = {name: int(value[name]) for name in ("out", "into", "groups")}
+        flags: dict[str, Any] = {name: bool(value[name]) for name in ("transposed", "bias")}
+        kernel = Kernel(**axes, **numbers, **flags, padding=padding, mode=str(value["mode"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"a layer's kernel is malformed: {value!r:.80}") from error
+    if min(kernel.out, kernel.into, kernel.groups, *kernel.size) < 1 or kernel.out % kernel.groups:
+        raise InputError(f"a layer's kernel is none: {value!r:.80}")
+    return kernel
 
 
 def useful_forms(kernel: Kernel) -> tuple[str, ...]:

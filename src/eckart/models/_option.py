@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eckart.errors import InputError, RankError
-from eckart.models._kernel import Kernel
+from eckart.models._kernel import Kernel, stages
 
 __all__ = [
     "DTYPES",
@@ -199,8 +199,10 @@ def _check_rank(rows: int, columns: int, k: int) -> None:
         )
 
 
-def read_option(value: Any, rows: int, columns: int, bias: bool) -> Option:
-    """Return the option that `to_json` wrote; InputError where it is malformed or newer than this version reads."""
+def read_option(value: Any, rows: int, columns: int, bias: bool, kernel: Kernel | None = None) -> Option:
+    """Return the option that `to_json` wrote, of a matrix or, where one is given, of a kernel; InputError where it is
+    malformed or newer than this version reads.
+    """
     if not isinstance(value, dict) or not isinstance(value.get("ranks"), list):
         raise InputError(f"a layer's option must be an object with format, ranks and dtype, not {value!r:.80}")
     if value.get("version") != OPTION_VERSION:
@@ -211,6 +213,13 @@ def read_option(value: Any, rows: int, columns: int, bias: bool) -> Option:
     form, ranks, dtype = value.get("format"), value["ranks"], value.get("dtype")
     if dtype not in DTYPES:
         raise InputError(f"unknown dtype {dtype!r} in a layer option", fix=f"one of {', '.join(DTYPES)}")
+    if kernel is not None and dtype in DTYPE_BYTES and all(type(k) is int for k in ranks):
+        if form == "dense" and ranks == []:
+            return of_stages(form, (), dtype, [kernel])
+        try:
+            return of_stages(str(form), ranks, dtype, stages(kernel, str(form), ranks))
+        except RankError as error:
+            raise InputError(f"a layer's option does not fit its kernel: {error}") from error
     if form == "dense" and ranks == []:
         return dense(rows, columns, bias, dtype)
     if form in _FORMATS and len(ranks) == 1 and type(ranks[0]) is int:
