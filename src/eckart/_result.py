@@ -93,16 +93,32 @@ class Option(_Part):
     """
 
     version: Literal[1]
-    format: Literal["dense", "pair", "shared", "pifa", "folded", "grouped"]
+    format: Literal["dense", "pair", "shared", "pifa", "folded", "grouped", "spatial", "tucker"]
     ranks: tuple[Count, ...]
     dtype: str
     down_of: str = ""
 
     @model_validator(mode="after")
     def _one_rank_for_factors(self) -> Option:
-        if len(self.ranks) != (self.format != "dense") and not (self.format == "grouped" and self.ranks):
+        wanted = {"dense": 0, "tucker": 2, "grouped": max(1, len(self.ranks))}.get(self.format, 1)
+        if len(self.ranks) != wanted:
             raise ValueError(f"{self.format!r} with {len(self.ranks)} ranks")
         return self
+
+
+class Kernel(_Part):
+    """The shape and the steps of a layer in a network of convolutions; () of a matrix."""
+
+    out: Annotated[Count, Field(gt=0)]
+    into: Annotated[Count, Field(gt=0)]
+    size: tuple[Count, ...]
+    stride: tuple[Count, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[Count, ...]
+    groups: Annotated[Count, Field(gt=0)]
+    transposed: bool
+    mode: str
+    bias: bool
 
 
 class Layer(_Part):
@@ -124,6 +140,7 @@ class Layer(_Part):
     loss_increase: float | None
     relative_error: NotNegative | None
     saved_ms: dict[str, float] | None = None
+    kernel: Kernel | None = None
 
     @property
     def rank(self) -> int | None:
@@ -153,7 +170,7 @@ class Layer(_Part):
 class Timing(_Part):
     """What a plan's time was counted in: milliseconds of each phase, measured before and predicted after."""
 
-    workload: Literal["prefill", "decode", "both"]
+    workload: Literal["prefill", "decode", "both", "run"]
     prefill_tokens: Count
     before_ms: dict[str, Positive]
     after_ms: dict[str, float] | None

@@ -136,6 +136,10 @@ def test_wrong_calls_say_what_to_do(small: Small, batches: list[torch.Tensor], t
         eckart.compress(small, 0.5, data=[(batches[0], torch.zeros(16))])
     with pytest.raises(BudgetError, match="keep >="):
         eckart.compress(small, 0.01, data=batches)
+    with pytest.raises(UsageError, match="saved as a folder"):
+        eckart.compress(small, 0.5, data=batches, out=tmp_path / "small.onnx")
+    with pytest.raises(UsageError, match="saved as a .onnx file"):
+        eckart.compress("model.onnx", 0.5, data=batches, out=tmp_path / "small")
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "file").write_text("")
     with pytest.raises(OutputError):
@@ -169,6 +173,7 @@ def test_time_is_measured_and_what_saves_none_is_left(small: Small, batches: lis
     made = eckart.compress(wide, 0.7, data=data, cost="ms")
     plan = made.plan
     assert plan.timing.workload == "run"
+    assert ", run " in str(plan)
     assert plan.after_ms["run"] <= 0.7 * plan.timing.before_ms["run"] * (1 + 1e-9)
     assert {"before_ms", "after_ms", "speedup"} == set(made.measurement)
     for layer in plan.layers:

@@ -145,6 +145,13 @@ def compress(
     Where time counts, what is saved is timed beside the dense model in any case. command: what the measurement
     remembers as the way to it.
 
+    Or model is a network of convolutions and linear, recurrent or attention layers that is run on arrays: a torch
+    module, the path of an .onnx or .keras file, or a Keras model. Then data are batches that it can be called with (an
+    array, a tuple of arguments, or arguments by name, in memory or in .npy and .npz files), the loss is the mean
+    squared change of an output, cost="ms" counts the time of the first batch, and correct is on by default; keep, size,
+    max_loss_increase, cost, plan, data, correct, layers, dtype, out, progress and seed have a meaning. What is saved is
+    a folder that `eckart.load(module, folder)` reads, or a file of the same kind that needs no Eckart.
+
     The result has `.plan`, if trained `.recovery`, and if evaluated `.measurement` (schema "eckart.compare/1").
     UsageError, InputError, BudgetError, OutputError, NumericalError: as their names say; nothing is left behind then.
     """

@@ -16,7 +16,7 @@ from eckart.errors import EckartError, UsageError
 from eckart.models._model import Progress, silent
 from eckart.models._network import Batch, Network
 from eckart.models._network_times import speed_of
-from eckart.models._networks import batches_in, is_network, open_network, what
+from eckart.models._networks import batches_in, check_name, is_network, open_network, what
 from eckart.models._option import DTYPE_BYTES
 from eckart.models._safetensors import parse_size
 
@@ -79,6 +79,7 @@ def compress_network(
     """
     progress = progress or silent
     if out is not None:
+        check_name(model, Path(out))
         refuse_existing(Path(out))
     if plan is None:
         target = as_target(keep, size, max_loss_increase, cost, "auto")
@@ -113,6 +114,7 @@ def _opened(model: Any, data: Any, dtype: str | None) -> tuple[Network, Sequence
     network = open_network(model, batches[0])
     if (dtype or network.dtype) not in DTYPE_BYTES:
         raise UsageError(f"dtype {dtype!r} is not known here", fix=f"one of {', '.join(DTYPE_BYTES)}")
+    network.given(dtype or network.dtype)  # which raises for a type that it cannot be saved in
     return network, batches
 
 

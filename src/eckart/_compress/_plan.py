@@ -235,6 +235,7 @@ class Plan:
         after = self.after_ms
         if self.timing is not None:
             units = {"prefill": f"ms for {self.timing.prefill_tokens} tokens", "decode": "ms a token"}
+            units["run"] = "ms"
             for phase, ms in self.timing.before_ms.items():
                 predicted = "?" if after is None else f"{after[phase]:.4g}"
                 line += f", {phase} {ms:.4g} -> {predicted} {units[phase]}"

@@ -24,10 +24,15 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print strict JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 Device = Annotated[Optional[str], typer.Option(help="Where to compute: cpu, cuda (not verified), …")]  # noqa: UP045
-ModelPath = Annotated[str, typer.Argument(help="Hugging Face folder or hub id, or a .gguf file.", show_default=False)]
+ModelPath = Annotated[
+    str, typer.Argument(help="Hugging Face folder or hub id, a .gguf or an .onnx file.", show_default=False)
+]
 Data = Annotated[
     Optional[list[Path]],  # noqa: UP045  typer reads the annotation at run time
-    typer.Option(help="UTF-8 text to calibrate on, like what the model is for; may be repeated."),
+    typer.Option(
+        help="UTF-8 text to calibrate on, like what the model is for; may be repeated. Of an .onnx file, its inputs in "
+        ".npy or .npz."
+    ),
 ]
 Evaluate = Annotated[
     Optional[list[Path]],  # noqa: UP045
@@ -107,7 +112,10 @@ Seed = Annotated[int, typer.Option(help="Of whatever is drawn at random.")]
 @app.command(epilog="Example: eckart compress org/model --keep 0.8 --data train.txt --evaluate test.txt -o small")
 def compress(
     model: ModelPath,
-    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the compressed model.", show_default=False)],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="New folder, or .onnx file, for the compressed model.", show_default=False),
+    ],
     keep: Keep = None,
     size: Size = None,
     max_loss_increase: MaxLossIncrease = None,
@@ -149,6 +157,7 @@ def compress(
     import eckart
     from eckart._progress import progress_shown
     from eckart.cli._show import command_line, show_comparison, show_plan
+    from eckart.models._networks import is_network
 
     with running(as_json=json):
         with progress_shown(quiet=quiet) as progress:
@@ -180,11 +189,11 @@ def compress(
                 max_shard_size=max_shard_size,
                 device=device,
                 workers=int(workers) if workers and workers.isdecimal() else workers,
-                command=command_line(),
+                command="" if is_network(model) else command_line(),  # of a network nothing is compared
                 progress=progress,
                 seed=seed,
             )
-        if small.measurement is None:
+        if small.measurement is None or is_network(model):
             show_plan(small.plan, as_json=json, saved=small)
         else:
             show_comparison(small.measurement, as_json=json, report=out / "report.html")

@@ -66,7 +66,8 @@ def show_plan(plan: Any, *, as_json: bool, saved: Any = None) -> None:
             from eckart._table import recovered
 
             print(f"recovery: {recovered(saved.recovery)}")
-        print(f"next: eckart compare MODEL {shlex.quote(saved.path)} --evaluate test.txt", file=sys.stderr)
+        if Path(saved.path).is_dir():  # what is saved as one file is no language model, which compare is for
+            print(f"next: eckart compare MODEL {shlex.quote(saved.path)} --evaluate test.txt", file=sys.stderr)
     else:
         print(plan)
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eckart.errors import UsageError
+from eckart.errors import MissingExtraError, UsageError
+from eckart.models._array_files import SUFFIXES, batches_of
 from eckart.models._network import Batch, Network
 
 if TYPE_CHECKING:
     from torch import nn
     from typing_extensions import TypeIs
 
-__all__ = ["batches_in", "is_network", "open_network", "what"]
+__all__ = ["batches_in", "check_name", "is_network", "open_network", "what"]
 
-BATCHES = "a list of input arrays, or (x for x, y in loader)"
+BATCHES = "a list of input arrays, (x for x, y in loader), or the path of a .npy or .npz file"
 
 
 FILES = {".onnx": "onnx", ".keras": "keras"}
@@ -43,16 +46,44 @@ def what(model: Any) -> str:
     return NAMES[_kind(model)]
 
 
+def check_name(model: Any, out: Path) -> None:
+    """Raise UsageError where `out` cannot be what a network is saved as: a folder, or a file of its kind."""
+    suffix = next((suffix for suffix, kind in FILES.items() if kind == _kind(model)), "")
+    if out.suffix.lower() != suffix and (suffix or out.suffix.lower() in FILES):
+        raise UsageError(
+            f"{what(model)} is saved as a {suffix + ' file' if suffix else 'folder'}, not as {out}",
+            fix=f"out={str(out.with_suffix(suffix))!r}",
+        )
+
+
 def batches_in(data: Any, model: Any) -> list[Batch]:
-    """Return what the network is called with, a batch after the other; UsageError: there is none."""
-    if isinstance(data, (str, os.PathLike)) or not isinstance(data, Iterable):
+    """Return what the network is called with, a batch after the other, given in memory or in .npy and .npz files.
+
+    UsageError: there is none. InputError: as for `batches_of`.
+    """
+    given = [data] if isinstance(data, (str, os.PathLike)) else data
+    paths = isinstance(given, Sequence) and bool(given) and all(isinstance(one, (str, os.PathLike)) for one in given)
+    if not isinstance(given, Iterable) or (paths and not all(_holds_arrays(one) for one in given)):
         raise UsageError(
             f"data= of {what(model)} must be batches that it can be called with, not {data!r:.60}", fix=BATCHES
         )
-    batches = list(data)
+    batches = [batch for one in given for batch in batches_of(Path(one))] if paths else list(given)
     if not batches:
         raise UsageError("data= has no batch", fix=BATCHES)
-    return batches
+    return [_as_tensors(batch) for batch in batches] if paths and _kind(model) == "torch" else batches
+
+
+def _holds_arrays(path: str | os.PathLike[str]) -> bool:
+    return os.path.splitext(os.fspath(path))[1].lower() in SUFFIXES
+
+
+def _as_tensors(batch: Batch) -> Batch:
+    """Return a batch of NumPy arrays as one of torch tensors, which own their memory."""
+    import torch
+
+    if isinstance(batch, dict):
+        return {name: torch.tensor(one) for name, one in batch.items()}
+    return tuple(map(torch.tensor, batch)) if isinstance(batch, tuple) else torch.tensor(batch)
 
 
 def open_network(model: Any, example: Batch) -> Network:
@@ -61,6 +92,9 @@ def open_network(model: Any, example: Batch) -> Network:
     """
     kind = _kind(model)
     if kind == "onnx":
+        for package in ("onnx", "onnxruntime"):
+            if importlib.util.find_spec(package) is None:
+                raise MissingExtraError(package, "onnx", "opening an .onnx file")
         from eckart.models._onnx_network import OnnxNetwork
 
         return OnnxNetwork(model, example)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import os
-import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ import torch
 
 from eckart._files import dump_json, write_whole
 from eckart.errors import OutputError
+from eckart.models._processor import processor
 
 __all__ = ["RANK_TILE", "Shape", "Store", "Timings", "processor"]
 
@@ -97,12 +97,3 @@ class Store:
                 file.write(dump_json(value).encode())
         except (OSError, OutputError):
             return
-
-
-def processor() -> str:
-    """Return the name of the processor, as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -47,6 +47,7 @@ class TorchNetwork:
         self.replaced: dict[str, tuple[str, tuple[int, ...]]] = {}
         self.plan: Any = None
         self.measurement: Any = None
+        self.recovery: Any = None
         self.dtype = next(
             (str(t.dtype).removeprefix("torch.") for _, t in stored(module) if t.is_floating_point()), "float32"
         )
@@ -64,6 +65,16 @@ class TorchNetwork:
     @property
     def parameters(self) -> int:
         return self.size(self.dtype)[0]
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of the tensors that were given."""
+        return self.given(self.dtype)[1]
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of the tensors, as they are saved."""
+        return self.size(self.dtype if self.plan is None else self.plan.dtype)[1]
 
     def size(self, dtype: str) -> tuple[int, int]:
         return _size(self._inner, dtype)
