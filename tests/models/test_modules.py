@@ -138,7 +138,7 @@ def test_wrong_calls_say_what_to_do(small: Small, batches: list[torch.Tensor], t
         eckart.compress(small, 0.01, data=batches)
     with pytest.raises(UsageError, match="saved as a folder"):
         eckart.compress(small, 0.5, data=batches, out=tmp_path / "small.onnx")
-    with pytest.raises(UsageError, match="saved as a .onnx file"):
+    with pytest.raises(UsageError, match=r"saved as a \.onnx file"):
         eckart.compress("model.onnx", 0.5, data=batches, out=tmp_path / "small")
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "file").write_text("")

@@ -414,7 +414,7 @@ def test_what_is_large_has_a_file_of_its_own(
 
 
 def test_wrong_calls_say_what_to_do(saved: Path, batches: list[Any], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no name for an ONNX file"):
+    with pytest.raises(UsageError, match=r"saved as a \.onnx file"):
         eckart.compress(saved, 0.6, data=batches, out=tmp_path / "folder")
     with pytest.raises(InputError, match=r"x float32\[any, 3, 12, 12\]"):
         eckart.compress(saved, 0.6, data=[(batches[0], batches[0])])

@@ -100,11 +100,7 @@ class OnnxNetwork:
 
     @contextlib.contextmanager
     def saved(self, path: Path, *, max_shard_bytes: int) -> Iterator[OnnxNetwork]:
-        """One file, or two: see `write_model`. UsageError: its name does not end in .onnx, or the plan's type is
-        another than the model's.
-        """
-        if path.suffix.lower() != ".onnx":
-            raise UsageError(f"{path} is no name for an ONNX file", fix=f"{path}.onnx")
+        """One file, or two: see `write_model`. UsageError: the plan's type is another than the model's."""
         self._check_type(self.plan.dtype)
         proto = ModelProto()
         proto.CopyFrom(self._proto)
