@@ -7,7 +7,7 @@ import pytest
 
 import eckart
 
-HEAVY = ("torch", "scipy", "transformers", "sklearn", "tensorflow", "jax")
+HEAVY = ("torch", "scipy", "transformers", "sklearn", "tensorflow", "jax", "keras", "onnx")
 
 
 def loaded(code):

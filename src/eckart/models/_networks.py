@@ -91,10 +91,10 @@ def open_network(model: Any, example: Batch) -> Network:
     which decides in what order the layers come and which of them are used.
     """
     kind = _kind(model)
+    for package in {"onnx": ("onnx", "onnxruntime"), "keras": ("keras",)}.get(kind, ()):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, kind, f"opening {what(model)}")
     if kind == "onnx":
-        for package in ("onnx", "onnxruntime"):
-            if importlib.util.find_spec(package) is None:
-                raise MissingExtraError(package, "onnx", "opening an .onnx file")
         from eckart.models._onnx_network import OnnxNetwork
 
         return OnnxNetwork(model, example)
