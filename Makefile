@@ -33,7 +33,7 @@ demo: .venv/stamp-demo assets
 test: .venv/stamp-test check assets
 	@HF_HUB_OFFLINE=1 $(ONE_THREAD) $(PY) -m pytest -n 2 $(PYTEST_ARGS)
 
-BENCH_ASSETS := ml-100k wordnet-base dict-gcide dict-foldoc anarchism
+BENCH_ASSETS := ml-100k wordnet-base dict-gcide dict-foldoc anarchism easyocr
 bench: .venv/stamp-bench assets
 	@$(PY) assets/fetch.py $(BENCH_ASSETS) --into "$$ECKART_CACHE" || echo 'cells that need what is missing will fail' >&2
 	@$(PY) -m benchmarks.run $(CASE) $(if $(REDO),--redo $(REDO))

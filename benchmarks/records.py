@@ -21,7 +21,11 @@ __all__ = ["BadLine", "Record", "append", "cells_of", "code_hash", "key", "load_
 ROOT = Path(__file__).resolve().parents[1]
 FIELDS = {"case", "cell", "settings", "threads", "code", "machine", "seconds", "measured"}
 SHARED = ("case.py", "data.py", "timing.py")  # what cases import,
-MORE = {"contest": ("contest.py", "solvers.py"), "language_models": ("language_models.py",)}  # and some of them besides
+MORE = {  # and some of them besides
+    "contest": ("contest.py", "solvers.py"),
+    "language_models": ("language_models.py",),
+    "text_models": ("text_models.py",),
+}
 
 
 class BadLine(Exception):

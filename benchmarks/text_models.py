@@ -20,7 +20,7 @@ from torch import nn
 
 from benchmarks.records import ROOT
 
-__all__ = ["Detector", "Reader", "decoded", "detector", "reader", "rendered", "words_in"]
+__all__ = ["CACHE", "Detector", "Reader", "decoded", "detector", "reader", "rendered", "words_in"]
 
 CACHE = Path(os.environ.get("ECKART_CACHE") or ROOT / ".cache")
 MODELS = CACHE / "easyocr" / "models"

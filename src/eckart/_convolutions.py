@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from eckart._arrays import Array, cholesky, contract, solve_triangular, to_numpy
+from eckart._arrays import Array, to_numpy
 from eckart._factorise import Truncation, check_kept, truncation
+from eckart._linalg import cholesky, contract, solve_triangular
 from eckart.errors import NumericalError
 
 __all__ = ["Spatial", "Tucker", "spatial", "tucker"]

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from eckart._arrays import Array, cholesky, to_numpy
+from eckart._arrays import Array, to_numpy
+from eckart._linalg import cholesky
 from eckart.errors import RankError
 
 if TYPE_CHECKING:
