@@ -63,6 +63,9 @@ def test_a_module_is_compressed_saved_and_loaded(small: Small, batches: list[tor
     assert made.parameters == made.plan.parameters_after == sum(p.numel() for p in made.module.parameters())
     assert made.parameters <= 0.6 * numbers < 1.05 * made.parameters
     assert made.replaced
+    assert made.module is made.module
+    exported = torch.export.export(made.module, (batches[0],))
+    torch.testing.assert_close(exported.module()(batches[0]), made.module(batches[0]))
     torch.manual_seed(2)
     again = eckart.load(Small(), tmp_path / "out").eval()
     torch.testing.assert_close(again(batches[0]), made.module(batches[0]))

@@ -43,7 +43,7 @@ class TorchNetwork:
         self.name, self.path, self._given, self._example = type(module).__name__, "", module, example
         if isinstance(module, (*KERNELS, nn.RNNBase, nn.MultiheadAttention)):
             raise UsageError(f"{self.name} is a single layer, not a network of them", fix="nn.Sequential(layer)")
-        self._inner = twin(module).eval()
+        self._inner, self._closed = twin(module).eval(), cast("nn.Module | None", None)
         self.replaced: dict[str, tuple[str, tuple[int, ...]]] = {}
         self.plan: Any = None
         self.measurement: Any = None
@@ -60,7 +60,9 @@ class TorchNetwork:
     @property
     def module(self) -> nn.Module:
         """The network as a torch module, in which only what was factored is not torch's own."""
-        return closed_(twin(self._inner))
+        if self._closed is None:
+            self._closed = closed_(twin(self._inner))
+        return self._closed
 
     @property
     def parameters(self) -> int:
@@ -261,7 +263,7 @@ class TorchNetwork:
 
     def copy(self) -> TorchNetwork:
         other = copy.copy(self)
-        other._inner, other.replaced = twin(self._inner), dict(self.replaced)
+        other._inner, other.replaced, other._closed = twin(self._inner), dict(self.replaced), None
         return other
 
     def settled(self, dense: TorchNetwork, batches: Sequence[Batch]) -> TorchNetwork | None:
@@ -283,7 +285,7 @@ class TorchNetwork:
     ) -> None:
         (owner, leaf), kernel = self._owner(name), self._layers[name].kernel
         assert kernel is not None
-        self.replaced[name] = form, tuple(ranks)
+        self.replaced[name], self._closed = (form, tuple(ranks)), None
         old = self._inner.get_submodule(owner)
         if isinstance(old, Recurrent):
             old.put_(leaf, ranks[0], weights, bias)
