@@ -440,7 +440,7 @@ def test_without_the_extra_the_error_says_what_to_install(package: str, saved: P
         "eckart.plan(sys.argv[1], 0.5, data=[numpy.ones((1, 3, 12, 12))])"
     )
     done = subprocess.run([sys.executable, "-c", script, str(saved)], capture_output=True, text=True)
-    assert f"MissingExtraError: opening an .onnx file needs the package '{package}'" in done.stderr
+    assert f"MissingExtraError: opening an ONNX file needs the package '{package}'" in done.stderr
     assert 'pip install "eckart[onnx]"' in done.stderr
 
 
