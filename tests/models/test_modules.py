@@ -216,3 +216,28 @@ def test_a_plan_is_saved_edited_and_carried_out(small: Small, batches: list[torc
         value["layers"][0]["kernel"] = kernel
         with pytest.raises(InputError, match="kernel"):
             eckart.Plan.from_json(value)
+
+
+def test_the_given_module_is_not_touched(batches: list[torch.Tensor], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Small().eval()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    made = eckart.compress(module, 0.6, data=batches, dtype="float16", out=tmp_path / "out")
+    eckart.load(module, tmp_path / "out")
+    with torch.no_grad():
+        for tensor in made.module.state_dict().values():
+            tensor.zero_()
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in module.parameters())
+
+
+def test_layers_whose_outputs_are_changed_in_place_are_listened_to_before_that() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(16, 16), nn.ReLU(inplace=True), nn.Linear(16, 16), nn.ReLU(inplace=True), nn.Linear(16, 16)]
+    data = [torch.randn(256, 16)]
+    made = [eckart.compress(nn.Sequential(*layers).eval(), 0.7, data=data)]
+    for place in (1, 3):
+        layers[place] = nn.ReLU()
+    made.append(eckart.compress(nn.Sequential(*layers).eval().requires_grad_(False), 0.7, data=data))
+    assert made[0].replaced == made[1].replaced
+    torch.testing.assert_close(made[0].module(data[0]), made[1].module(data[0]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import itertools
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
@@ -61,7 +60,7 @@ class TorchNetwork:
     def module(self) -> nn.Module:
         """The network as a torch module, in which only what was factored is not torch's own."""
         if self._closed is None:
-            self._closed = closed_(twin(self._inner))
+            self._closed = closed_(copy.deepcopy(self._inner))  # with memory of its own: it may be trained further
         return self._closed
 
     @property
@@ -191,16 +190,17 @@ class TorchNetwork:
 
     def pulled(self, batch: Batch, names: Sequence[str], visit: Visit, seed: int) -> None:
         def listen(name: str, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
-            if not output.requires_grad:  # nothing before it has a gradient
-                output = output.detach().requires_grad_()
+            if not output.requires_grad:  # nothing before it is listened to; a clone may be changed in place
+                output = output.detach().requires_grad_().clone()
             axes = 0 if isinstance(module, nn.Linear) else -len(cast("Any", module).kernel_size)
             output.register_hook(lambda g: visit(name, g.movedim(axes - 1, -1) if axes else g))
             return output
 
         modules = [(name, self._inner.get_submodule(name)) for name in names if not self._owner(name)[1]]
         handles = [m.register_forward_hook(partial(listen, name)) for name, m in modules]
-        draws = torch.Generator().manual_seed(seed)
+        draws, trained = torch.Generator().manual_seed(seed), [p for p in self._inner.parameters() if p.requires_grad]
         try:
+            self._inner.requires_grad_(False)  # no gradient of a weight is asked for
             with torch.enable_grad():
                 found = [one for one in _tensors(self.run(batch)) if one.requires_grad]
                 numbers = sum(one[0].numel() for one in found)
@@ -210,6 +210,8 @@ class TorchNetwork:
                 if isinstance(total, torch.Tensor):
                     (total / numbers**0.5).backward()
         finally:
+            for parameter in trained:
+                parameter.requires_grad_()
             for handle in handles:
                 handle.remove()
 
@@ -364,8 +366,9 @@ def _layer(name: str, kind: str, kernel: Kernel, kept: str) -> Layer:
 
 
 def twin(module: nn.Module) -> nn.Module:
-    """Return a module of its own with the same tensors."""
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in itertools.chain(module.parameters(), module.buffers())}
+    """Return a module of its own: its tensors are other objects, which share the memory of the module's."""
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in module.parameters()}
+    memo |= {id(b): b.detach() for b in module.buffers()}
     return copy.deepcopy(module, memo)
 
 
