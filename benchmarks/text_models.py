@@ -1,9 +1,8 @@
-"""Trained networks that read text in images, and images of text to read: what the cases on convolutions share.
+"""A trained network that reads words in images, and images of words to read.
 
-The recogniser and the detector are those of EasyOCR (english_g2, craft_mlt_25k), their layers written down here from
-the names and shapes of their tensors and from the papers: Shi et al., TPAMI 2017 (convolutions, two bidirectional
-LSTMs, CTC); Baek et al., CVPR 2019 (VGG-16 with batch norms, a U of further convolutions). Files are read with
-weights_only=True, which runs nothing that is in them.
+It is EasyOCR's english_g2, its layers written down here from the names and shapes of its tensors and from its paper:
+Shi et al., TPAMI 2017 (convolutions, two bidirectional LSTMs, CTC). The file is read with weights_only=True, which runs
+nothing that is in it.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +18,7 @@ from torch import nn
 
 from benchmarks.records import ROOT
 
-__all__ = ["CACHE", "Detector", "Reader", "decoded", "detector", "reader", "rendered", "words_in"]
+__all__ = ["CACHE", "Reader", "decoded", "reader", "rendered", "words_in"]
 
 CACHE = Path(os.environ.get("ECKART_CACHE") or ROOT / ".cache")
 MODELS = CACHE / "easyocr" / "models"
@@ -64,75 +62,12 @@ class Reader(nn.Module):
         return y
 
 
-class _Up(nn.Module):
-    def __init__(self, into: int, middle: int, out: int) -> None:
-        super().__init__()
-        self.conv = nn.Sequential(
-            nn.Conv2d(into, middle, 1), nn.BatchNorm2d(middle), nn.ReLU(),
-            nn.Conv2d(middle, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU(),
-        )  # fmt: skip
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.conv(x)
-        return y
-
-
-class Detector(nn.Module):
-    """Images, (b, 3, h, w), to maps of where characters are and what links them, (b, h / 2, w / 2, 2)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for width, count in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
-            for _ in range(count):
-                before = next((m.num_features for m in reversed(layers) if isinstance(m, nn.BatchNorm2d)), 3)
-                layers += [nn.Conv2d(before, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
-            layers.append(nn.MaxPool2d(2))
-        self.basenet = nn.Module()
-        for number, (start, end) in enumerate(((0, 12), (12, 19), (19, 29), (29, 39)), start=1):
-            part = nn.Sequential()
-            for i in range(start, end):
-                part.add_module(str(i), layers[i])
-            self.basenet.add_module(f"slice{number}", part)
-        self.basenet.slice5 = nn.Sequential(
-            nn.MaxPool2d(3, stride=1, padding=1),
-            nn.Conv2d(512, 1024, 3, padding=6, dilation=6),
-            nn.Conv2d(1024, 1024, 1),
-        )
-        self.upconv1, self.upconv2 = _Up(1536, 512, 256), _Up(768, 256, 128)
-        self.upconv3, self.upconv4 = _Up(384, 128, 64), _Up(192, 64, 32)
-        self.conv_cls = nn.Sequential(
-            nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(),
-            nn.Conv2d(32, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 1), nn.ReLU(), nn.Conv2d(16, 2, 1),
-        )  # fmt: skip
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        sides = []
-        for number in (1, 2, 3, 4):
-            x = self.basenet.get_submodule(f"slice{number}")(x)
-            sides.append(x)
-        x = self.upconv1(torch.cat([self.basenet.slice5(x), x], dim=1))
-        for up, side in zip((self.upconv2, self.upconv3, self.upconv4), reversed(sides[:3]), strict=True):
-            x = nn.functional.interpolate(x, size=side.shape[2:], mode="bilinear", align_corners=False)
-            x = up(torch.cat([x, side], dim=1))
-        y: torch.Tensor = self.conv_cls(x).permute(0, 2, 3, 1)
-        return y
-
-
-def _loaded(module: nn.Module, file: str) -> Any:
-    state = torch.load(MODELS / file, map_location="cpu", weights_only=True)
-    module.load_state_dict({name.removeprefix("module."): tensor for name, tensor in state.items()})
-    return module.eval()
-
-
 def reader() -> Reader:
-    made: Reader = _loaded(Reader(), "english_g2.pth")
-    return made
-
-
-def detector() -> Detector:
-    made: Detector = _loaded(Detector(), "craft_mlt_25k.pth")
-    return made
+    """Return the trained network."""
+    state = torch.load(MODELS / "english_g2.pth", map_location="cpu", weights_only=True)
+    made = Reader()
+    made.load_state_dict({name.removeprefix("module."): tensor for name, tensor in state.items()})
+    return made.eval()
 
 
 def words_in(text: Path, count: int, seed: int) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -12,11 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from eckart._convolutions import spatial, tucker
-from eckart._factorise import truncation
+from eckart._compress._kernels import Grams, factored
 from eckart.errors import RankError
 from eckart.models._factored_convolutions import FactoredConvolution, fill_, kernel_of, weight_of
-from eckart.models._kernel import Kernel, patches, stages, useful_forms, weights_of
+from eckart.models._kernel import Kernel, largest_ranks, patches, stages, useful_forms
 
 # torch says so once of a convolution that it must pad by hand, which is what is asked of it here
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
@@ -81,18 +79,10 @@ def test_a_kernel_knows_the_layers_shape_and_what_it_reads(drawn: tuple[nn.Modul
     assert all(any(torch.equal(one, other) for other in read) for one in few)
 
 
-def full(kernel: Kernel, layer: nn.Module, form: str) -> tuple[tuple[int, ...], list[Any]]:
-    """Return the ranks at which a form is the layer, and its factors there."""
-    weight = weight_of(layer).detach()
-    if form == "pair":
-        k = min(kernel.out // kernel.groups, kernel.columns)
-        cuts = [truncation(one) for one in weight.reshape(kernel.groups, -1, kernel.columns)]
-        return (k,), [(cut.down[:k], cut.up[:, :k]) for cut in cuts]
-    if form == "spatial":
-        k = min(kernel.into * kernel.size[0], kernel.out * math.prod(kernel.size[1:]))
-        return (k,), [spatial(weight).factors(k)]
-    q = min(kernel.out, kernel.columns)
-    return (kernel.into, q), [tucker(weight, kernel.into).factors(q)]
+def full(kernel: Kernel, form: str) -> tuple[int, ...]:
+    """Return the ranks at which a form is the layer."""
+    most = largest_ranks(kernel, form)
+    return most if form != "tucker" else (most[0], min(most[1], kernel.columns))
 
 
 @given(layers())
@@ -102,11 +92,12 @@ def test_a_chain_of_full_rank_is_the_layer(drawn: tuple[nn.Module, torch.Tensor]
     if not kernel.size:
         return
     for form in useful_forms(kernel):
-        ranks, factors = full(kernel, layer, form)
+        ranks = full(kernel, form)
+        weights = factored(kernel, weight_of(layer).detach(), Grams([None] * kernel.groups, None), (form, ranks))
         chain = stages(kernel, form, ranks)
         new = FactoredConvolution(kernel, chain, dtype=torch.float64)
         bias = layer.bias.detach() if layer.bias is not None else None
-        for stage, weight in zip(new.stages, weights_of(kernel, form, factors), strict=True):
+        for stage, weight in zip(new.stages, weights, strict=True):
             fill_(stage, weight, bias if stage is new.stages[-1] else None)
         assert sum(stage.numbers for stage in chain) == sum(p.numel() for p in new.parameters())
         scale = float(weight_of(layer).detach().abs().sum())

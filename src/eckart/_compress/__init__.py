@@ -59,7 +59,7 @@ def plan(
     Arguments and errors are those of `compress`.
     """
     if is_network(model):
-        return plan_network(**own_arguments(plan_network, locals(), globals()["plan"]))
+        return plan_network(**own_arguments(plan_network, locals(), plan))
     target = as_target(keep, size, max_loss_increase, cost, method, workload)
     job = prepare(
         model, target, method=method, loss=loss, correct=correct, storage=storage, dtype=dtype, data=data,

@@ -17,7 +17,7 @@ from array_api_compat import array_namespace
 
 from eckart._arrays import Array
 from eckart._compress._allocate import Choices, least_loss
-from eckart._compress._kernels import Form, Grams, factored, forms_on_offer, losses_of
+from eckart._compress._kernels import Form, Grams, factored, forms_on_offer, losses_of, numbers
 from eckart._compress._methods import INPUT_SHRINKAGE
 from eckart._compress._observe import drift, gram_bytes, observed, pulled
 from eckart._compress._plan import SQUARES, LayerPlan, Plan, Timing
@@ -206,7 +206,7 @@ def _middle(kernel: Kernel, forms: Sequence[Form]) -> Form | None:
     """Return the pair whose numbers are nearest to half of the kernel's; None where there is nothing on offer."""
     pairs = [form for form in forms if form[0] == "pair"] or list(forms)
     half = kernel.numbers / 2
-    return min(pairs, key=lambda form: abs(sum(s.numbers for s in stages(kernel, *form)) - half), default=None)
+    return min(pairs, key=lambda form: abs(numbers(kernel, form) - half), default=None)
 
 
 def _dense(kernel: Kernel, dtype: str) -> Option:

@@ -15,7 +15,7 @@ from eckart._factorise import truncation
 from eckart.models._kernel import Kernel, largest_ranks, stages, useful_forms, weights_of
 from eckart.models._network_times import Form
 
-__all__ = ["Form", "Grams", "factored", "forms_on_offer", "losses_of"]
+__all__ = ["Form", "Grams", "factored", "forms_on_offer", "losses_of", "numbers"]
 
 INNER_RANKS = 8  # of the input channels in "tucker", each a least squares of its own
 TILE = 8  # what ranks are multiples of, where there are enough: matrix products of other sizes waste part of a register
@@ -24,33 +24,33 @@ TILE = 8  # what ranks are multiples of, where there are enough: matrix products
 @dataclass(frozen=True)
 class Grams:
     """The metric of a kernel: inputs, of each group's patches, (columns, columns); outputs, of each group's gradients,
-    (out / groups, out / groups), or None for I.
+    (out / groups, out / groups); None stands for I.
     """
 
-    inputs: Sequence[Array]
+    inputs: Sequence[Array | None]
     outputs: Sequence[Array] | None
 
     def of(self, group: int) -> dict[str, Array | None]:
         return {"inputs": self.inputs[group], "outputs": None if self.outputs is None else self.outputs[group]}
 
 
-def forms_on_offer(kernel: Kernel, forms: Sequence[str] = ("pair", "spatial", "tucker")) -> list[Form]:
+def forms_on_offer(kernel: Kernel) -> list[Form]:
     """Return the forms and ranks that store fewer numbers than the kernel."""
     found: list[Form] = []
     for form in useful_forms(kernel):
-        if form in forms:
-            most = largest_ranks(kernel, form)
-            last = _ranks(most[-1])
-            ranks: list[tuple[int, ...]] = (
-                [(r, q) for r in _few(most[0]) for q in last] if form == "tucker" else [(k,) for k in last]
-            )
-            reached = [some for some in ranks if some[-1] <= some[0] * math.prod(kernel.size)]
-            found += [(form, some) for some in reached if _numbers(kernel, form, some) < kernel.numbers]
+        most = largest_ranks(kernel, form)
+        last = _ranks(most[-1])
+        ranks: list[tuple[int, ...]] = (
+            [(r, q) for r in _few(most[0]) for q in last] if form == "tucker" else [(k,) for k in last]
+        )
+        reached = [some for some in ranks if some[-1] <= some[0] * math.prod(kernel.size)]
+        found += [(form, some) for some in reached if numbers(kernel, (form, some)) < kernel.numbers]
     return found
 
 
-def _numbers(kernel: Kernel, form: str, ranks: Sequence[int]) -> int:
-    return sum(stage.numbers for stage in stages(kernel, form, ranks))
+def numbers(kernel: Kernel, form: Form) -> int:
+    """Return how many numbers a form stores."""
+    return sum(stage.numbers for stage in stages(kernel, *form))
 
 
 def _ranks(most: int) -> list[int]:
@@ -96,6 +96,4 @@ def factored(kernel: Kernel, weight: Array, grams: Grams, form: Form) -> list[Ar
 
 def _matrices(kernel: Kernel, weight: Array) -> list[Array]:
     """Return the weights of each group as a matrix, (out / groups, columns)."""
-    each = kernel.out // kernel.groups
-    flat = weight.reshape(kernel.out, kernel.columns)
-    return [flat[i * each : (i + 1) * each] for i in range(kernel.groups)]
+    return list(weight.reshape(kernel.groups, -1, kernel.columns))

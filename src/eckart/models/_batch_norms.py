@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from eckart.models._factored_convolutions import KERNELS, fill_, kernel_of, lowered, weight_of
+from eckart.models._tensors import same
 
 __all__ = ["Statistics", "fold_", "folded_places_", "is_norm", "settle_", "statistics"]
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-SAME = 1e-3  # of the largest output: folding moves no more than rounding does
 
 
 def is_norm(module: nn.Module | None) -> bool:
@@ -29,14 +29,14 @@ def fold_(module: nn.Module, run: Callable[[], torch.Tensor]) -> dict[str, str]:
     """
     before, found = run(), _pairs(module, run)
     undo = [_fold_(module, norm, layer) for norm, layer in found.items()]
-    if _same(run(), before):
+    if same(run(), before):
         return found
     for back in undo:
         back()
     kept = {}
     for norm, layer in found.items():
         back = _fold_(module, norm, layer)
-        if _same(run(), before):
+        if same(run(), before):
             kept[norm] = layer
         else:
             back()
@@ -48,10 +48,6 @@ def folded_places_(module: nn.Module, folded: Mapping[str, str]) -> None:
     for norm, layer in folded.items():
         module.set_submodule(layer, _with_bias(module.get_submodule(layer)))
         module.set_submodule(norm, nn.Identity())
-
-
-def _same(after: torch.Tensor, before: torch.Tensor) -> bool:
-    return float((after - before).abs().max()) <= SAME * float(before.abs().max())
 
 
 def _pairs(module: nn.Module, run: Callable[[], object]) -> dict[str, str]:

@@ -9,10 +9,9 @@ from torch import nn
 
 from eckart.models._attention import Attention, reason_to_keep_attention
 from eckart.models._recurrent import Recurrent, reason_to_keep_recurrent
+from eckart.models._tensors import same
 
 __all__ = ["closed_", "open_at_", "opened_"]
-
-SAME = 1e-3  # of the largest output: what opening may move, which is rounding
 
 
 def opened_(module: nn.Module, run: Callable[[], torch.Tensor]) -> None:
@@ -23,7 +22,7 @@ def opened_(module: nn.Module, run: Callable[[], torch.Tensor]) -> None:
     before, old = run(), {name: module.get_submodule(name) for name in found}
     for name, new in found.items():
         module.set_submodule(name, new)
-    if float((run() - before).abs().max()) > SAME * float(before.abs().max()):
+    if not same(run(), before):
         for name, m in old.items():
             module.set_submodule(name, m)
 

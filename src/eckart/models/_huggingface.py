@@ -28,6 +28,7 @@ from eckart.models._shared import share_downs_
 from eckart.models._shelf import Shelf, rounded
 from eckart.models._table import scale_of, tie_head_, tied_head
 from eckart.models._taps import Gradients, TableTaps, Taps, table_tapped, tapped
+from eckart.models._tensors import dtype_name
 
 __all__ = ["HuggingFaceModel", "OpenedWhenUsed", "stored_in"]
 
@@ -107,7 +108,7 @@ class HuggingFaceModel:
 
     def weights(self) -> Iterator[Weight]:
         for name, tensor in self.tensors():
-            yield Weight(name, tuple(tensor.shape), _dtype_name(tensor), partial(self._array, tensor))
+            yield Weight(name, tuple(tensor.shape), dtype_name(tensor), partial(self._array, tensor))
 
     def _array(self, tensor: torch.Tensor) -> np.ndarray[Any, Any]:
         return self.shelf.value(tensor).detach().cpu().numpy()
@@ -376,12 +377,8 @@ def stored_in(name: str, tensor: torch.Tensor, replaced: Mapping[str, Option], d
     as it is if it is not (positions, masks, orders, int8).
     """
     if not tensor.is_floating_point():
-        return _dtype_name(tensor)
+        return dtype_name(tensor)
     while name and name not in replaced:
         name = name.rpartition(".")[0]
     own = replaced[name].dtype if name else dtype
     return "float32" if own == "int8" else own  # scales and biases beside int8
-
-
-def _dtype_name(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")

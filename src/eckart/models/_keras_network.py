@@ -7,7 +7,6 @@ import copy
 import math
 import os
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +32,14 @@ from eckart.models._keras_layers import (
 from eckart.models._keras_norms import Moments, is_norm, moved
 from eckart.models._keras_times import layer_timer, machine, model_timer
 from eckart.models._kernel import Kernel, stages
-from eckart.models._model import Layer, Weight
-from eckart.models._network import Batch, Visit
+from eckart.models._model import Layer
+from eckart.models._network import Batch, Network, Visit
 from eckart.models._option import DTYPE_BYTES
 
 __all__ = ["KerasNetwork"]
 
 
-class KerasNetwork:
+class KerasNetwork(Network):
     """A functional or Sequential model in inference, which is not changed: its layers are copied.
 
     model: or the path of a .keras file. example: what it can be called with; kernels are padded as they are there.
@@ -56,9 +55,6 @@ class KerasNetwork:
         self.name: str = self._given.name
         self._example = example
         self.replaced: dict[str, tuple[str, tuple[int, ...]]] = {}
-        self.plan: Any = None
-        self.measurement: Any = None
-        self.recovery: Any = None
         self._chains: dict[str, Sequence[Any]] = {}
         self._model: Any = None
         self._switch = Switch()
@@ -91,21 +87,6 @@ class KerasNetwork:
             self._model = rebuilt(self._given, lambda path, layer: self._chains.get(path))
         return self._model
 
-    @property
-    def parameters(self) -> int:
-        """How many numbers the model stores, those that are not trained included."""
-        return self.size(self.dtype)[0]
-
-    @property
-    def source_bytes(self) -> int:
-        """Bytes of the weights that were given."""
-        return self.given(self.dtype)[1]
-
-    @property
-    def input_bytes(self) -> int:
-        """Bytes of the weights."""
-        return self.size(self.dtype)[1]
-
     def given(self, dtype: str) -> tuple[int, int]:
         if dtype != self.dtype:
             raise UsageError(
@@ -122,11 +103,6 @@ class KerasNetwork:
         gone = {id(v) for name in self._chains for v in self._taps[name].layer.weights}
         chains = (v for chain in self._chains.values() for layer in chain for v in layer.weights)
         return [*(v for v in self._graph.weights if id(v) not in gone), *chains]
-
-    def weights(self) -> Iterator[Weight]:
-        for variable in self._weights():
-            dtype = keras.backend.standardize_dtype(variable.dtype)
-            yield Weight(variable.path, tuple(variable.shape), dtype, partial(values, variable))
 
     def layers(self) -> Mapping[str, Layer]:
         return self._layers

@@ -13,7 +13,7 @@ import numpy as np
 from eckart.models._keras_graph import copied
 from eckart.models._keras_layers import filled, unwarned
 from eckart.models._kernel import Kernel
-from eckart.models._timings import processor
+from eckart.models._processor import processor
 
 __all__ = ["layer_timer", "machine", "model_timer"]
 

@@ -204,7 +204,7 @@ _ONE_SHARD = 5_000_000_000  # bytes, the limit that `compress` has where nobody 
 def _machine(rate: float | None, model: Any) -> dict[str, Any]:
     import torch
 
-    from eckart.models._timings import processor
+    from eckart.models._processor import processor
 
     return {
         "cpu": processor(),

@@ -18,14 +18,34 @@ Visit = Callable[[str, Array], None]  # the name of a layer, and an array of one
 
 
 class Network(Protocol):
-    """A network whose layers are kernels. `name` is for people; `path` is where it was opened, or ""."""
+    """A network whose layers are kernels. `name` is for people; `path` is where it was opened, or "".
+
+    The class of a framework derives from this one, of which it has what follows from the rest.
+    """
 
     name: str
     path: str
     dtype: str  # of its floating-point numbers
     gradients: bool  # whether it can give those of its outputs
-    plan: Any  # once it is compressed
-    measurement: Any  # where it was measured
+    replaced: dict[str, tuple[str, tuple[int, ...]]]  # format and ranks of every layer that is a chain
+    plan: Any = None  # once it is compressed
+    measurement: Any = None  # where it was measured
+    recovery: Any = None  # it is not trained further
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers it stores."""
+        return self.size(self.dtype)[0]
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of the tensors of the model that was opened."""
+        return self.given(self.dtype)[1]
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of its tensors, as they are saved."""
+        return self.size(self.dtype if self.plan is None else self.plan.dtype)[1]
 
     def given(self, dtype: str) -> tuple[int, int]:
         """Return how many numbers the model has that was opened, and their bytes with floating-point ones in a type;

@@ -22,7 +22,7 @@ from eckart._files import dump_json
 from eckart.errors import InputError, NumericalError, UsageError
 from eckart.models._kernel import Kernel, stages
 from eckart.models._model import Layer
-from eckart.models._network import Batch, Visit
+from eckart.models._network import Batch, Network, Visit
 from eckart.models._onnx_file import add_, numbers_of, read_model, remove_, write_model
 from eckart.models._onnx_kernels import products
 from eckart.models._onnx_nodes import Product, alone, lowered, read_by
@@ -34,7 +34,7 @@ __all__ = ["OnnxNetwork"]
 PLAN_KEY = "eckart_plan"  # of the file's metadata
 
 
-class OnnxNetwork:
+class OnnxNetwork(Network):
     """The model in an ONNX file, which is run by onnxruntime on the CPU.
 
     example: what it can be called with. InputError, UnsafeInputError: see `read_model`; NumericalError: NaN or infinity
@@ -65,23 +65,6 @@ class OnnxNetwork:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._last_read: list[dict[str, Any]] | None = None  # of one layer: it is timed in many forms
         self._sessions: dict[tuple[str, ...] | None, Session] = {}
-        self.plan: Any = None
-        self.measurement: Any = None
-        self.recovery: Any = None
-
-    @property
-    def parameters(self) -> int:
-        return self.size(self.dtype)[0]
-
-    @property
-    def source_bytes(self) -> int:
-        """Bytes of the initialisers in the file that was opened."""
-        return self.given(self.dtype)[1]
-
-    @property
-    def input_bytes(self) -> int:
-        """Bytes of the initialisers."""
-        return self.size(self.dtype)[1]
 
     def given(self, dtype: str) -> tuple[int, int]:
         self._check_type(dtype)

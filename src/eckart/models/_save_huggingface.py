@@ -16,6 +16,7 @@ from eckart.models._factored_classes import PREFIX, STEM, factored_config, optio
 from eckart.models._huggingface import HuggingFaceModel, stored_in
 from eckart.models._option import Option
 from eckart.models._safetensors import PendingTensor, predict_bytes, stored_dtype, write_sharded
+from eckart.models._tensors import bytes_in
 
 __all__ = ["predicted_bytes", "predicted_parameters", "save"]
 
@@ -107,7 +108,6 @@ def _bytes_of(model: HuggingFaceModel, tensor: torch.Tensor, dtype: str) -> Any:
     """Return what gives the tensor's bytes in this dtype when its turn to be written comes."""
 
     def data() -> memoryview:
-        value = model.shelf.value(tensor).detach().to(getattr(torch, dtype)).cpu().contiguous()
-        return value.reshape(-1).view(torch.uint8).numpy().data
+        return bytes_in(model.shelf.value(tensor), dtype)
 
     return data

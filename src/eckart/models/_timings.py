@@ -17,7 +17,7 @@ from eckart._files import dump_json, write_whole
 from eckart.errors import OutputError
 from eckart.models._processor import processor
 
-__all__ = ["RANK_TILE", "Shape", "Store", "Timings", "processor"]
+__all__ = ["RANK_TILE", "Shape", "Store", "Timings"]
 
 SCHEMA = "eckart.latency/1"
 RANK_TILE = 16  # the time of a product grows in steps of this many columns of a factor

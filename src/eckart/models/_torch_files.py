@@ -21,6 +21,7 @@ from eckart.models._recurrent import Recurrent
 from eckart.models._safetensors import Checkpoint, open_checkpoint, read_array
 from eckart.models._safetensors._header import stored_dtype
 from eckart.models._safetensors._write import PendingTensor, write_sharded
+from eckart.models._tensors import bytes_in, dtype_name
 from eckart.models._torch_network import TorchNetwork, placeholder, stored, twin
 from eckart.models._untrusted import read_json
 
@@ -44,13 +45,8 @@ def save(network: TorchNetwork, folder: Path, *, max_shard_bytes: int) -> int:
 
 
 def _pending(name: str, tensor: torch.Tensor, dtype: str) -> PendingTensor:
-    target = dtype if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
-    return PendingTensor(name, stored_dtype(target), tuple(tensor.shape), partial(_bytes, tensor, target))
-
-
-def _bytes(tensor: torch.Tensor, dtype: str) -> memoryview:
-    value = tensor.detach().to(getattr(torch, dtype)).cpu().contiguous()
-    return value.reshape(-1).view(torch.uint8).numpy().data
+    target = dtype if tensor.is_floating_point() else dtype_name(tensor)
+    return PendingTensor(name, stored_dtype(target), tuple(tensor.shape), partial(bytes_in, tensor, target))
 
 
 def load(module: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:

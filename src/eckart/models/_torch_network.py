@@ -21,16 +21,17 @@ from eckart.models._composite import closed_, opened_
 from eckart.models._factored_convolutions import KERNELS, FactoredConvolution, fill_, kernel_of, weight_of
 from eckart.models._factored_layers import FactorPair
 from eckart.models._kernel import Kernel, stages, useful_forms
-from eckart.models._model import Layer, Weight
-from eckart.models._network import Batch, Visit
+from eckart.models._model import Layer
+from eckart.models._network import Batch, Network, Visit
 from eckart.models._option import DTYPE_BYTES
+from eckart.models._processor import processor
 from eckart.models._recurrent import Recurrent
-from eckart.models._timings import processor
+from eckart.models._tensors import dtype_name
 
 __all__ = ["TorchNetwork", "placeholder", "stored", "twin"]
 
 
-class TorchNetwork:
+class TorchNetwork(Network):
     """A torch module in evaluation mode, its weights shared with the one given, which is not changed.
 
     example: what it can be called with; the layers are those that this calls.
@@ -44,12 +45,7 @@ class TorchNetwork:
             raise UsageError(f"{self.name} is a single layer, not a network of them", fix="nn.Sequential(layer)")
         self._inner, self._closed = twin(module).eval(), cast("nn.Module | None", None)
         self.replaced: dict[str, tuple[str, tuple[int, ...]]] = {}
-        self.plan: Any = None
-        self.measurement: Any = None
-        self.recovery: Any = None
-        self.dtype = next(
-            (str(t.dtype).removeprefix("torch.") for _, t in stored(module) if t.is_floating_point()), "float32"
-        )
+        self.dtype = next((dtype_name(t) for _, t in stored(module) if t.is_floating_point()), "float32")
         opened_(self._inner, lambda: self.outputs(example))
         self.folded = fold_(self._inner, lambda: self.outputs(example))
         self._calls: dict[str, int] = {}  # of every layer in one run
@@ -62,20 +58,6 @@ class TorchNetwork:
         if self._closed is None:
             self._closed = closed_(copy.deepcopy(self._inner))  # with memory of its own: it may be trained further
         return self._closed
-
-    @property
-    def parameters(self) -> int:
-        return self.size(self.dtype)[0]
-
-    @property
-    def source_bytes(self) -> int:
-        """Bytes of the tensors that were given."""
-        return self.given(self.dtype)[1]
-
-    @property
-    def input_bytes(self) -> int:
-        """Bytes of the tensors, as they are saved."""
-        return self.size(self.dtype if self.plan is None else self.plan.dtype)[1]
 
     def size(self, dtype: str) -> tuple[int, int]:
         return _size(self._inner, dtype)
@@ -90,11 +72,6 @@ class TorchNetwork:
         with new_folder(path) as folder:
             save(self, folder, max_shard_bytes=max_shard_bytes)
             yield TorchNetwork(load(self._given, folder), self._example)
-
-    def weights(self) -> Iterator[Weight]:
-        for name, tensor in self._inner.state_dict().items():
-            dtype = str(tensor.dtype).removeprefix("torch.")
-            yield Weight(name, tuple(tensor.shape), dtype, partial(_array, tensor))
 
     def layers(self) -> Mapping[str, Layer]:
         return self._layers
@@ -238,7 +215,7 @@ class TorchNetwork:
             shapes = self._shapes[name]
         for parameter in module.parameters() if chain else ():
             nn.init.normal_(parameter, std=0.01)  # what was in that memory could be denormal, and slow
-        inputs = [torch.randn(shape, device=self._device, dtype=weight_type(module)) for shape in shapes]
+        inputs = [torch.randn(shape, device=self._device, dtype=_weight_type(module)) for shape in shapes]
         return partial(_seconds, lambda: [module(x) for x in inputs], self._device)
 
     def timed_as(self, name: str) -> Hashable:
@@ -309,7 +286,7 @@ def _seconds(call: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def weight_type(module: nn.Module) -> torch.dtype:
+def _weight_type(module: nn.Module) -> torch.dtype:
     return next(p.dtype for p in module.parameters() if p.is_floating_point())
 
 
@@ -385,9 +362,3 @@ def _tensors(output: Any) -> list[torch.Tensor]:
 
 def _moved(value: Any, home: torch.device) -> Any:
     return value.to(home) if isinstance(value, torch.Tensor) else value
-
-
-def _array(tensor: torch.Tensor) -> Any:
-    from eckart._arrays import to_numpy
-
-    return to_numpy(tensor.detach())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,10 @@ import keras
 import numpy as np
 import pytest
 
-from eckart._convolutions import spatial, tucker
-from eckart._factorise import truncation
+from eckart._compress._kernels import Grams, factored
 from eckart.models._keras_layers import values
 from eckart.models._keras_network import KerasNetwork
-from eckart.models._kernel import Kernel, patches, useful_forms, weights_of
+from eckart.models._kernel import Kernel, largest_ranks, patches, useful_forms
 
 L = keras.layers
 FIRST = [] if keras.backend.backend() == "tensorflow" else ["channels_first"]  # which TensorFlow lacks on the CPU
@@ -53,17 +51,10 @@ if keras.backend.backend() == "jax":  # which compiles every operation, a case f
     CASES = CASES[::2]
 
 
-def full(kernel: Kernel, weight: Any, form: str) -> tuple[tuple[int, ...], list[Any]]:
-    """Return the ranks at which a form is the layer, and its factors there."""
-    if form == "pair":
-        k = min(kernel.out // kernel.groups, kernel.columns)
-        cuts = [truncation(one) for one in weight.reshape(kernel.groups, -1, kernel.columns)]
-        return (k,), [(cut.down[:k], cut.up[:, :k]) for cut in cuts]
-    if form == "spatial":
-        k = min(kernel.into * kernel.size[0], kernel.out * math.prod(kernel.size[1:]))
-        return (k,), [spatial(weight).factors(k)]
-    q = min(kernel.out, kernel.columns)
-    return (kernel.into, q), [tucker(weight, kernel.into).factors(q)]
+def full(kernel: Kernel, form: str) -> tuple[int, ...]:
+    """Return the ranks at which a form is the layer."""
+    most = largest_ranks(kernel, form)
+    return most if form != "tucker" else (most[0], min(most[1], kernel.columns))
 
 
 @pytest.mark.parametrize(("layer", "shape"), CASES, ids=[f"{c.name}-{i}" for i, (c, _) in enumerate(CASES)])
@@ -94,9 +85,10 @@ def test_a_kernel_reads_what_the_layer_reads_and_a_full_chain_is_the_layer(
     scale = float(np.abs(weight).sum()) * np.finfo(np.float32).eps
     np.testing.assert_allclose(found, rows, rtol=1e-5, atol=8 * scale)
     for form in useful_forms(kernel):
-        ranks, factors = full(kernel, weight, form)
+        ranks = full(kernel, form)
+        weights = factored(kernel, weight, Grams([None] * kernel.groups, None), (form, ranks))
         small = network.copy()
-        small.replace_(name, form, ranks, weights_of(kernel, form, factors), bias)
+        small.replace_(name, form, ranks, weights, bias)
         expected = truth.reshape(2, -1)
         np.testing.assert_allclose(small.outputs(x), expected, rtol=1e-4, atol=64 * scale, err_msg=form)
         plain = values(small.model(x)).reshape(2, -1)
