@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from eckart._compress._job import Source, Texts, all_pieces, planned, prepare
 from eckart._compress._network import compress_network, is_network, own_arguments, plan_network
@@ -61,8 +61,9 @@ def plan(
     if is_network(model):
         return plan_network(**own_arguments(plan_network, locals(), plan))
     target = as_target(keep, size, max_loss_increase, cost, method, workload)
+    source = cast("Source | Model", model)
     job = prepare(
-        model, target, method=method, loss=loss, correct=correct, storage=storage, dtype=dtype, data=data,
+        source, target, method=method, loss=loss, correct=correct, storage=storage, dtype=dtype, data=data,
         tokens=tokens, context=context, layers=layers, device=device, max_shard_size=max_shard_size, seed=seed,
         workers=workers, progress=progress,
     )  # fmt: skip
@@ -192,8 +193,9 @@ def compress(
     if given is not None:
         method, correct, dtype = given.method, given.correct or None, dtype or given.dtype
         loss = "outputs" if given.unit == SQUARES else "auto"
+    source = cast("Source | Model", model)
     job = prepare(
-        model, target, method=method, loss=loss, correct=correct, storage=storage, dtype=dtype, data=data,
+        source, target, method=method, loss=loss, correct=correct, storage=storage, dtype=dtype, data=data,
         tokens=tokens, context=context, layers=layers, device=device, max_shard_size=max_shard_size, seed=seed,
         workers=workers, progress=progress, trained=effort is not None,
         stream=out is not None and effort is None and (given is None or given.timing is None),

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from eckart.models._factored_convolutions import KERNELS, fill_, kernel_of, lowered, weight_of
+from eckart.models._moments import Moments, Statistics, moved
 from eckart.models._tensors import same
 
-__all__ = ["Statistics", "fold_", "folded_places_", "is_norm", "settle_", "statistics"]
+__all__ = ["fold_", "folded_places_", "is_norm", "settle_", "statistics"]
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -111,21 +112,12 @@ def _fold_(module: nn.Module, norm: str, layer: str) -> Callable[[], None]:
     return back
 
 
-Statistics = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
-
-
 def statistics(module: nn.Module, runs: Iterable[Callable[[], object]]) -> Statistics:
     """Return mean and variance, (channels,) in float64, of what every batch norm reads, over all runs."""
-    sums: dict[str, list[torch.Tensor]] = {}
+    moments = Moments()
 
     def listen(name: str) -> Any:
-        def hook(m: nn.Module, args: tuple[Any, ...]) -> None:
-            rows = args[0].detach().movedim(1, -1).reshape(-1, args[0].shape[1]).double()
-            count = torch.full_like(rows[0], len(rows))
-            more = [rows.sum(dim=0), rows.square().sum(dim=0), count]
-            sums[name] = [a + b for a, b in zip(sums[name], more, strict=True)] if name in sums else more
-
-        return hook
+        return lambda m, args: moments.add(name, args[0].detach(), 1)
 
     handles = [m.register_forward_pre_hook(listen(name)) for name, m in _tracking(module)]
     try:
@@ -134,22 +126,16 @@ def statistics(module: nn.Module, runs: Iterable[Callable[[], object]]) -> Stati
     finally:
         for handle in handles:
             handle.remove()
-    return {name: (a / n, (b / n - (a / n).square()).clamp_min(0.0)) for name, (a, b, n) in sums.items()}
+    return moments.statistics()
 
 
 def settle_(module: nn.Module, before: Statistics, after: Statistics) -> None:
-    """Move the statistics of every batch norm by what has changed in what it reads: means by the difference, variances
-    by the ratio.
-
-    So few examples serve: what they have in common with each other and not with the training data cancels.
-    """
+    """Move the statistics of every batch norm by what has changed in what it reads, as `moved` does."""
     for name, m in _tracking(module):
         if name in before and name in after:
-            (mean, variance), (new_mean, new_variance) = before[name], after[name]
-            moved = cast("torch.Tensor", m.running_mean) + (new_mean - mean)
-            ratio = torch.where(variance > 0, new_variance / variance, torch.ones_like(variance))
-            scaled = cast("torch.Tensor", m.running_var) * ratio
-            m.running_mean, m.running_var = moved.to(m.running_mean), scaled.to(m.running_var)
+            mean, variance = cast("torch.Tensor", m.running_mean), cast("torch.Tensor", m.running_var)
+            new_mean, new_variance = moved(mean, variance, before[name], after[name])
+            m.running_mean, m.running_var = new_mean.to(mean), new_variance.to(variance)
 
 
 def _tracking(module: nn.Module) -> list[tuple[str, nn.BatchNorm2d]]:

@@ -29,10 +29,11 @@ from eckart.models._keras_layers import (
     values,
     weight_of,
 )
-from eckart.models._keras_norms import Moments, is_norm, moved
+from eckart.models._keras_norms import is_norm, settled
 from eckart.models._keras_times import layer_timer, machine, model_timer
 from eckart.models._kernel import Kernel, stages
 from eckart.models._model import Layer
+from eckart.models._moments import Moments, Statistics
 from eckart.models._network import Batch, Network, Visit
 from eckart.models._option import DTYPE_BYTES
 
@@ -197,20 +198,20 @@ class KerasNetwork(Network):
         if not before:
             return None
         other = self.copy()
-        other._chains |= {name: [moved(self._taps[name], before[name], after[name])] for name in before}
+        other._chains |= {name: [settled(self._taps[name], before[name], after[name])] for name in before}
         return other
 
-    def _moments(self, batches: Sequence[Batch]) -> Mapping[str, tuple[Array, Array]]:
+    def _moments(self, batches: Sequence[Batch]) -> Statistics:
         """Return mean and variance of what every batch norm reads."""
         moments = Moments()
 
         def take(name: str, x: Any, y: Any) -> None:
             if self._is_norm(name):
-                moments.add(name, self._taps[name].layer, values(x))
+                moments.add(name, values(x), self._taps[name].layer.axis)
 
         for batch in batches:
             self._run(batch, take)
-        return moments.of()
+        return moments.statistics()
 
     def replace_(
         self, name: str, form: str, ranks: Sequence[int], weights: Sequence[Array], bias: Array | None

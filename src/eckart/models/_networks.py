@@ -7,15 +7,11 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from eckart.errors import MissingExtraError, UsageError
 from eckart.models._array_files import SUFFIXES, batches_of
 from eckart.models._network import Batch, Network
-
-if TYPE_CHECKING:
-    from torch import nn
-    from typing_extensions import TypeIs
 
 __all__ = ["batches_in", "check_name", "is_network", "open_network", "what"]
 
@@ -36,7 +32,7 @@ def _kind(model: Any) -> str:
     return "torch" if torch is not None and isinstance(model, torch.nn.Module) else ""
 
 
-def is_network(model: Any) -> TypeIs[nn.Module]:
+def is_network(model: Any) -> bool:
     """Return whether a model is a network of kernels, which is run on arrays and not on text."""
     return bool(_kind(model))
 

@@ -22,7 +22,8 @@ from eckart.models._safetensors import Checkpoint, open_checkpoint, read_array
 from eckart.models._safetensors._header import stored_dtype
 from eckart.models._safetensors._write import PendingTensor, write_sharded
 from eckart.models._tensors import bytes_in, dtype_name
-from eckart.models._torch_network import TorchNetwork, placeholder, stored, twin
+from eckart.models._torch_modules import placeholder, stored, twin
+from eckart.models._torch_network import TorchNetwork
 from eckart.models._untrusted import read_json
 
 __all__ = ["load", "save"]

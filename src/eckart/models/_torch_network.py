@@ -12,23 +12,22 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from eckart._files import new_folder
 from eckart.errors import InputError, NumericalError, UsageError
 from eckart.models._batch_norms import fold_, settle_, statistics
 from eckart.models._composite import closed_, opened_
-from eckart.models._factored_convolutions import KERNELS, FactoredConvolution, fill_, kernel_of, weight_of
+from eckart.models._factored_convolutions import KERNELS, fill_, weight_of
 from eckart.models._factored_layers import FactorPair
-from eckart.models._kernel import Kernel, stages, useful_forms
+from eckart.models._kernel import Kernel, stages
 from eckart.models._model import Layer
 from eckart.models._network import Batch, Network, Visit
-from eckart.models._option import DTYPE_BYTES
 from eckart.models._processor import processor
 from eckart.models._recurrent import Recurrent
 from eckart.models._tensors import dtype_name
+from eckart.models._torch_modules import described, moved_to, placeholder, size_of, stored, tensors_in, twin
 
-__all__ = ["TorchNetwork", "placeholder", "stored", "twin"]
+__all__ = ["TorchNetwork"]
 
 
 class TorchNetwork(Network):
@@ -60,10 +59,10 @@ class TorchNetwork(Network):
         return self._closed
 
     def size(self, dtype: str) -> tuple[int, int]:
-        return _size(self._inner, dtype)
+        return size_of(self._inner, dtype)
 
     def given(self, dtype: str) -> tuple[int, int]:
-        return _size(self._given, dtype)
+        return size_of(self._given, dtype)
 
     @contextlib.contextmanager
     def saved(self, path: Path, *, max_shard_bytes: int) -> Iterator[TorchNetwork]:
@@ -82,7 +81,7 @@ class TorchNetwork(Network):
         order: dict[str, None] = {}
         self._listen(modules, lambda name, x: order.setdefault(name), example)
         names = [*order, *(name for name in modules if name not in order)]
-        found = [layer for name in names for layer in _described(name, modules[name], every, name in order)]
+        found = [layer for name in names for layer in described(name, modules[name], every, name in order)]
         if not found:
             raise InputError(f"{self.name} has no convolution, no linear and no recurrent layer")
         for layer in found:
@@ -105,8 +104,8 @@ class TorchNetwork(Network):
             if isinstance(batch, torch.Tensor):
                 return self._inner(batch.to(home))
             if isinstance(batch, Mapping):
-                return self._inner(**{name: _moved(value, home) for name, value in batch.items()})
-            return self._inner(*(_moved(value, home) for value in batch))
+                return self._inner(**{name: moved_to(value, home) for name, value in batch.items()})
+            return self._inner(*(moved_to(value, home) for value in batch))
         except TypeError as error:
             raise InputError(
                 f"{self.name} cannot be called with a batch of data=: {error}",
@@ -117,7 +116,7 @@ class TorchNetwork(Network):
 
     @torch.no_grad()
     def outputs(self, batch: Batch) -> torch.Tensor:
-        found = torch.cat([one.reshape(len(one), -1).float() for one in _tensors(self.run(batch))], dim=1)
+        found = torch.cat([one.reshape(len(one), -1).float() for one in tensors_in(self.run(batch))], dim=1)
         if not torch.isfinite(found).all():
             raise NumericalError(f"the outputs of {self.name} are not finite on the data")
         return found
@@ -179,7 +178,7 @@ class TorchNetwork(Network):
         try:
             self._inner.requires_grad_(False)  # no gradient of a weight is asked for
             with torch.enable_grad():
-                found = [one for one in _tensors(self.run(batch)) if one.requires_grad]
+                found = [one for one in tensors_in(self.run(batch)) if one.requires_grad]
                 numbers = sum(one[0].numel() for one in found)
                 total = sum(
                     (one.float() * torch.randn(one.shape, generator=draws).to(one.device)).sum() for one in found
@@ -292,73 +291,3 @@ def _weight_type(module: nn.Module) -> torch.dtype:
 
 class _Enough(Exception):
     """Everything was seen that a network was run for, so that the rest need not run."""
-
-
-def placeholder(kernel: Kernel, chain: Sequence[Kernel], *, like: nn.Module) -> nn.Module:
-    """Return the module of a chain, its values unset, in the type, on the device and in the mode of another."""
-    where: dict[str, Any] = {"dtype": weight_of(like).dtype, "device": weight_of(like).device}
-    if kernel.size:
-        return FactoredConvolution(kernel, chain, **where).train(like.training)
-    return FactorPair(kernel.out, kernel.into, chain[0].out, kernel.bias, **where).train(like.training)
-
-
-def stored(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """Return what a checkpoint of a module stores, each tensor once, by its first name."""
-    first: dict[int, tuple[str, torch.Tensor]] = {}
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        first.setdefault(id(tensor), (name, tensor))
-    return list(first.values())
-
-
-def _size(module: nn.Module, dtype: str) -> tuple[int, int]:
-    """Return numbers and bytes; the numbers are those of parameters, the bytes those of buffers as well."""
-    tensors = [tensor for _, tensor in stored(module)]
-    size = sum(t.numel() * (DTYPE_BYTES[dtype] if t.is_floating_point() else t.element_size()) for t in tensors)
-    return sum(p.numel() for p in module.parameters()), size
-
-
-def _described(name: str, module: nn.Module, every: Mapping[str, nn.Module], called: bool) -> list[Layer]:
-    """Return the layers that a module is: one, or those of a recurrent one."""
-    used = "" if called else "not called on the data"
-    if isinstance(module, Recurrent):
-        return [_layer(f"{name}.{leaf}", module.mode, kernel, used) for leaf, kernel in module.kernels().items()]
-    other = next(
-        (o for o, m in every.items() if o != name and isinstance(m, KERNELS) and m.weight is module.weight), None
-    )
-    plain = next(one for one in KERNELS if isinstance(module, one))
-    kept = used
-    if other is not None:
-        kept = f"its weight is that of {other}"
-    elif parametrize.is_parametrized(module) or not isinstance(module._parameters.get("weight"), nn.Parameter):
-        kept = "its weight is computed from others (a parametrization)"
-    elif type(module).forward is not plain.forward:
-        kept = f"{type(module).__name__} has a forward of its own"
-    return [_layer(name, type(module).__name__, kernel_of(module), kept)]
-
-
-def _layer(name: str, kind: str, kernel: Kernel, kept: str) -> Layer:
-    if not kept and not useful_forms(kernel):
-        kept = "each output reads one channel: depthwise, or one number a patch"
-    return Layer(name, kind, kernel.out, kernel.columns, kernel.bias, kept, (name,), kernel=kernel)
-
-
-def twin(module: nn.Module) -> nn.Module:
-    """Return a module of its own: its tensors are other objects, which share the memory of the module's."""
-    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in module.parameters()}
-    memo |= {id(b): b.detach() for b in module.buffers()}
-    return copy.deepcopy(module, memo)
-
-
-def _tensors(output: Any) -> list[torch.Tensor]:
-    """Return the floating-point tensors that a module returned, whatever holds them."""
-    if isinstance(output, torch.Tensor):
-        return [output] if output.is_floating_point() else []
-    if isinstance(output, Mapping):
-        return [one for value in output.values() for one in _tensors(value)]
-    if isinstance(output, (list, tuple)):
-        return [one for value in output for one in _tensors(value)]
-    return []
-
-
-def _moved(value: Any, home: torch.device) -> Any:
-    return value.to(home) if isinstance(value, torch.Tensor) else value
