@@ -11,9 +11,12 @@ import torch
 from torch import nn
 
 import eckart
-from eckart.errors import BudgetError, InputError, OutputError, UsageError
+from eckart.errors import BudgetError, EckartError, InputError, OutputError, UsageError
+from eckart.models import _torch_files
 from eckart.models._factored_convolutions import FactoredConvolution
 from eckart.models._factored_layers import FactorPair
+from eckart.models._network_times import DENSE, Form, Times
+from eckart.models._torch_network import TorchNetwork
 
 
 class Small(nn.Module):
@@ -241,3 +244,45 @@ def test_layers_whose_outputs_are_changed_in_place_are_listened_to_before_that()
     made.append(eckart.compress(nn.Sequential(*layers).eval().requires_grad_(False), 0.7, data=data))
     assert made[0].replaced == made[1].replaced
     torch.testing.assert_close(made[0].module(data[0]), made[1].module(data[0]))
+
+
+def test_a_corrected_layer_keeps_the_mean_of_its_outputs() -> None:
+    torch.manual_seed(5)
+    module = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Conv1d(8, 24, 3), nn.ReLU(), nn.Conv1d(24, 24, 3)).eval()
+    data = [torch.randn(64, 8, 32)]
+    plan = eckart.plan(module, 0.7, data=data).with_rank("0", 4).with_rank("2", 6).with_rank("4", 6)
+    truth, drifts = module(data[0]).detach(), []
+    for correct in (False, True):
+        made = eckart.compress(module, plan=plan, data=data, correct=correct)
+        apart = (made.module(data[0]).detach() - truth).mean(dim=(0, 2))
+        drifts.append(float(apart.norm() / truth.mean(dim=(0, 2)).norm()))
+    assert drifts[1] < 0.1 * drifts[0]
+
+
+def test_a_run_ends_where_everything_asked_for_was_seen(small: Small, batches: list[torch.Tensor]) -> None:
+    network, called, seen = TorchNetwork(small, batches[0]), list[str](), list[str]()
+    for name in ("twice", "grouped"):
+        network._inner.get_submodule(name).register_forward_hook(lambda m, args, y, name=name: called.append(name))
+    network.read(batches[0], ["deep"], lambda name, x: seen.append(name))
+    assert (seen, called) == (["deep"], [])
+    network.read(batches[0], ["twice"], lambda name, x: seen.append(name))
+    assert (seen[1:], called) == (["twice", "twice"], ["twice"])  # it is seen a second time before it runs again
+
+
+def test_a_gain_that_is_too_small_is_none_and_a_loss_counts() -> None:
+    form: Form = ("pair", (4,))
+    for ms, priced in ((9.0, 9.0), (9.4, 9.4), (9.6, 10.0), (12.0, 12.0)):
+        times = Times(20.0, {"layer": {DENSE: 10.0, form: ms}})
+        assert times.price("layer", form) == priced / 20
+        assert times.saved("layer", form) == pytest.approx(10 - ms)
+    assert Times(20.0, {"layer": {DENSE: 10.0}}).price("layer", DENSE) == 0.5
+
+
+def test_what_does_not_come_back_as_it_was_is_not_kept(
+    small: Small, batches: list[torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = _torch_files.bytes_in
+    monkeypatch.setattr(_torch_files, "bytes_in", lambda tensor, dtype: whole(tensor * 1.01, dtype))
+    with pytest.raises(EckartError, match="outputs differ"):
+        eckart.compress(small, 0.6, data=batches, out=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
